@@ -30,6 +30,7 @@ mod ipv6;
 pub mod ipv6;
 mod jitter;
 mod lease;
+mod mtu;
 pub mod names;
 mod options;
 mod passed_over;

@@ -54,6 +54,8 @@ pub(super) struct AddressMemory {
 struct State {
     failed: BTreeMap<SocketAddr, Instant>,
     hosts: BTreeMap<String, (Vec<SocketAddr>, Instant)>,
+    /// Hosts that all name servers were asked for.
+    everywhere: BTreeMap<String, Instant>,
 }
 
 impl State {
@@ -73,6 +75,18 @@ impl State {
             self.hosts.clear();
         }
         self.hosts.insert(host, (addresses.to_vec(), now));
+    }
+
+    fn may_look_everywhere(&mut self, host: String, now: Instant) -> bool {
+        let is_due = |before: &Instant| now.saturating_duration_since(*before) >= LOOKUP_MEMORY;
+        let may = self.everywhere.get(&host).is_none_or(is_due);
+        if may {
+            if self.everywhere.len() >= MOST {
+                self.everywhere.clear();
+            }
+            self.everywhere.insert(host, now);
+        }
+        may
     }
 
     fn order(&self, mut addresses: Vec<SocketAddr>, now: Instant) -> Vec<SocketAddr> {
@@ -132,6 +146,12 @@ impl AddressMemory {
     pub(super) fn have_failed(&self, addresses: &[SocketAddr]) -> bool {
         let (state, now) = (lock(&self.state), Instant::now());
         !addresses.is_empty() && addresses.iter().all(|address| state.failure(address, now).is_some())
+    }
+
+    /// Whether all name servers are to be asked for a host. Not again while a lookup is remembered: each time costs
+    /// seconds where one of them is dead, and an address may have failed only in that a file is not there.
+    pub(super) fn may_look_everywhere(&self, uri: &Uri) -> bool {
+        lock(&self.state).may_look_everywhere(host(uri), Instant::now())
     }
 
     /// Whether the address is left alone for another one of its host: connections to it are not kept either.
@@ -248,7 +268,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::{Duration, Instant};
 
-    use super::{AddressMemory, AddressTrial, MEMORY, MOST, State};
+    use super::{AddressMemory, AddressTrial, LOOKUP_MEMORY, MEMORY, MOST, State};
 
     fn address(port: u16) -> SocketAddr {
         SocketAddr::from(([192, 0, 2, 1], port))
@@ -272,6 +292,18 @@ mod tests {
         assert_eq!(order(Some(4), 4), (vec![1, 3, 2, 4], false));
         assert_eq!(order(None, MEMORY.as_secs() + 2), (vec![1, 3, 2, 4], true));
         assert!(!State::default().has_other(&address(4), start));
+    }
+
+    #[test]
+    fn all_name_servers_are_asked_for_a_host_no_oftener_than_one() {
+        let (mut state, start) = (State::default(), Instant::now());
+        let mut may = |host: &str, time| state.may_look_everywhere(host.to_owned(), start + time);
+        let second = Duration::from_secs(1);
+        assert!(may("h:80", second) && may("other:80", second));
+        assert!(!may("h:80", second * 2) && !may("h:80", LOOKUP_MEMORY));
+        assert!(may("h:80", LOOKUP_MEMORY + second) && !may("h:80", LOOKUP_MEMORY + second));
+        (0..2_000).for_each(|number| assert!(may(&number.to_string(), second)));
+        assert!(state.everywhere.len() <= MOST);
     }
 
     #[test]

@@ -85,10 +85,14 @@ impl NamingResolver {
             }
         };
         // A name server that is quick to lie hides those that are slow.
-        if self.addresses.have_failed(&addresses)
-            && let Ok(found) = resolver.lookup_everywhere(host)
-        {
-            addresses = with_port(found);
+        if self.addresses.have_failed(&addresses) {
+            if !self.addresses.may_look_everywhere(uri) {
+                let known = self.addresses.known(uri).into_iter();
+                let others: Vec<SocketAddr> = known.filter(|address| !addresses.contains(address)).collect();
+                addresses.extend(others);
+            } else if let Ok(found) = resolver.lookup_everywhere(host) {
+                addresses = with_port(found);
+            }
         }
         self.addresses.learn(uri, &addresses);
         Ok(addresses)

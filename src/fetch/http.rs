@@ -10,7 +10,7 @@ use ureq::Body;
 use ureq::http::header::{CONTENT_RANGE, CONTENT_TYPE, TRANSFER_ENCODING};
 use ureq::http::{HeaderMap, Uri};
 
-use super::answer::{HttpAnswer, WEB_PAGE};
+use super::answer::{HttpAnswer, WEB_PAGE, is_web_page};
 use super::delivery::deliver;
 use super::error::{FetchError, FetchErrorKind};
 use super::habits::Habits;
@@ -37,6 +37,8 @@ type PartAnswer = (HttpAnswer, Part);
 pub struct Http {
     requests: Requests,
     base: Base,
+    /// The base as it was written: to some servers a slash at the end makes a difference for posts.
+    written: String,
     watch: Option<SpeedWatch>,
     stall_timeout: Duration,
     clock: Arc<dyn Clock>,
@@ -69,6 +71,7 @@ impl Http {
         Ok(Self {
             requests,
             base: Base::new(&base),
+            written: base,
             watch: None,
             stall_timeout: options.stall_timeout,
             clock,
@@ -97,16 +100,34 @@ impl Http {
     /// # Errors
     /// The error of the transfer, or [`FetchErrorKind::Refused`] with the status.
     pub fn post_json(&self, document: &str) -> Result<(), FetchError> {
-        let url = self.base.itself();
+        let url = &self.written;
         self.requests.attempt(|| {
             let answer = self.requests.post(url.clone(), document)?;
             match answer.status {
+                200..=299 if !answer.is_called_html() => Ok(()),
                 // A login page answers everything, and what it takes is not delivered either.
-                200..=299 if answer.is_called_html() => Err(FetchError::new(FetchErrorKind::Protocol, &url, WEB_PAGE)),
-                200..=299 => Ok(()),
-                status => Err(FetchError::new(FetchErrorKind::Refused(status), &url, format!("HTTP status {status}"))),
+                200..=299 => match self.is_page(answer)? {
+                    true => Err(FetchError::new(FetchErrorKind::Protocol, url, WEB_PAGE)),
+                    false => Ok(()),
+                },
+                status => Err(FetchError::new(FetchErrorKind::Refused(status), url, format!("HTTP status {status}"))),
             }
         })
+    }
+
+    /// Whether an answer that is called a web page is one. Many frameworks call every answer so, also the "ok" of a
+    /// receiver of reports.
+    fn is_page(&self, answer: HttpAnswer) -> Result<bool, FetchError> {
+        let (mut reader, mut pace) = (answer.body.into_reader(), self.pace(""));
+        let (mut beginning, mut length) = ([0; 512], 0);
+        loop {
+            match pace.read(&answer.url, &mut reader, &mut beginning[length..]) {
+                Ok(bytes @ 1..) => length += bytes,
+                Err(error) if length == 0 => return Err(error),
+                // What came says enough, also where the end does not show.
+                _ => return Ok(is_web_page(&beginning[..length])),
+            }
+        }
     }
 
     pub(super) fn request(&self, path: &str, range: Option<&Range<u64>>) -> Result<HttpAnswer, FetchError> {

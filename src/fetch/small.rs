@@ -7,6 +7,9 @@ use super::http::Http;
 use super::{Source, part_size};
 use crate::release::manifest::OBJECTS_PATH;
 
+/// The least bytes of an attempt after which the rest is asked for.
+const LEAST_PART: u64 = 4 << 10;
+
 impl Http {
     pub(super) fn small(&self, path: &str, limit_bytes: u64) -> Result<Vec<u8>, FetchError> {
         // The limit of an object is its size.
@@ -31,7 +34,8 @@ impl Http {
         }
     }
 
-    /// A small object where a whole one does not come: by parts, as long as each attempt brings some of it.
+    /// A small object where a whole one does not come: by parts, as long as each attempt brings enough of it. A server
+    /// that gives a byte at a time would be asked for each of them.
     fn in_parts(&self, path: &str, size_bytes: u64) -> Result<Vec<u8>, FetchError> {
         let mut bytes = Vec::new();
         loop {
@@ -42,7 +46,7 @@ impl Http {
             });
             match result {
                 Ok(()) => return Ok(bytes),
-                Err(error) if bytes.len() as u64 == before => return Err(error),
+                Err(error) if (bytes.len() as u64) < before + LEAST_PART => return Err(error),
                 Err(error) => log::debug!("{}; asking for the rest", error.chain()),
             }
         }

@@ -27,7 +27,10 @@ pub(super) fn holder(frame: &[u8], address: Ipv4Addr, own: &[[u8; 6]]) -> Option
     }
     let mac: [u8; 6] = message.get(8..14)?.try_into().ok()?;
     let (sender, wanted) = (message.get(14..18)?, message.get(24..28)?);
-    let is_probe = message.get(6..8)? == REQUEST && sender == [0; 4] && wanted == address.octets();
+    // Who is about to take an address asks everybody (RFC 5227). A switch that keeps a list of what is behind its ports
+    // asks in the same words, and only the machine that has it.
+    let is_to_all = frame.get(..6)? == [0xff; 6];
+    let is_probe = is_to_all && message.get(6..8)? == REQUEST && sender == [0; 4] && wanted == address.octets();
     let is_about_it = sender == address.octets() || is_probe;
     (is_about_it && !own.contains(&mac)).then_some(mac)
 }
@@ -56,6 +59,10 @@ mod tests {
             assert_eq!(holder(&from_other(kind, [10, 9, 0, 51]), ADDRESS, &[OWN]), None);
         }
         assert_eq!(holder(&probe(OTHER, ADDRESS), ADDRESS, &[OWN]), Some(OTHER));
+        // https://github.com/zephyrproject-rtos/zephyr/pull/102116: a switch asks whether this machine is still there.
+        let mut to_this_one = probe(OTHER, ADDRESS);
+        to_this_one[..6].copy_from_slice(&OWN);
+        assert_eq!(holder(&to_this_one, ADDRESS, &[OWN]), None);
         // A switch may send back what this machine has sent, by this link or another.
         assert_eq!(holder(&probe(OWN, ADDRESS), ADDRESS, &[OWN]), None);
         assert_eq!(holder(&from_other(2, ADDRESS.octets()), ADDRESS, &[OWN, OTHER]), None);

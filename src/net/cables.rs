@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::choice::CardKey;
 use super::console::{Console, Topic};
-use super::settings::settings_for;
+use super::settings::{selects, settings_for};
 use crate::chain::chain;
 use crate::mac;
 use crate::machine::config::{InterfaceSelector, InterfaceSettings};
@@ -18,6 +18,10 @@ use crate::sys::net::rtnl::Rtnl;
 /// earlier report would be noise. The wait doubles up to [`NAG_MAX`].
 const NAG_MIN: Duration = Duration::from_secs(5);
 const NAG_MAX: Duration = Duration::from_secs(60);
+
+/// Time without any cable after which settings are used for other cards than theirs. Cards on USB need some seconds
+/// until they are there.
+pub(super) const STRANGERS: Duration = Duration::from_secs(30);
 
 /// Pause before a link that could not be used is tried again.
 pub(super) const RETRY: Duration = Duration::from_secs(10);
@@ -36,6 +40,31 @@ pub(super) fn wanted(all: &[Link], settings: &[InterfaceSettings]) -> Vec<Wanted
         numbers.map(|number| WantedLink { key: (number, link.index), link: link.clone() }).collect::<Vec<_>>()
     };
     all.iter().flat_map(of).collect()
+}
+
+/// Gives settings whose card is not there to the cards that no settings are for: a card or a board that was replaced
+/// has another name and another address. Of several for one VLAN it is the first. Returns what to report, if it does
+/// so.
+pub(super) fn adopt(all: &[Link], settings: &mut [InterfaceSettings]) -> Option<String> {
+    let strangers = all.iter().filter(|link| link.card && settings_for(link, settings).is_empty());
+    let strangers: Vec<&str> = strangers.map(|link| link.name.as_str()).collect();
+    if strangers.is_empty() {
+        return None;
+    }
+    let (mut missing, mut vlans) = (Vec::new(), Vec::new());
+    for one in settings {
+        let is_missing = |selector: &&InterfaceSelector| !all.iter().any(|link| selects(selector, link));
+        let Some(selector) = one.interface.as_ref().filter(is_missing) else { continue };
+        if !vlans.contains(&one.vlan) {
+            vlans.push(one.vlan);
+            missing.push(shown(selector));
+            missing.dedup();
+            one.interface = None;
+        }
+    }
+    let (names, used) = (missing.join(", "), strangers.join(", "));
+    let text = format!("network: {names} of the configuration is not there; its settings are used for {used}");
+    (!missing.is_empty()).then_some(text)
 }
 
 /// Leaves out the links of these cards, unless nothing else has a carrier. A VLAN `eth0.5` is left out with its card.
@@ -100,13 +129,20 @@ fn create_vlan(card: &Link, id: u16, rtnl: &mut Rtnl) -> Result<String, String> 
 /// Reports at growing intervals that there is no link to use.
 #[derive(Debug)]
 pub(super) struct Reminder {
+    began: Instant,
     since: Instant,
     pause: Duration,
 }
 
 impl Reminder {
     pub(super) fn new() -> Self {
-        Self { since: Instant::now(), pause: NAG_MIN }
+        let now = Instant::now();
+        Self { began: now, since: now, pause: NAG_MIN }
+    }
+
+    /// How long there has been no link to use.
+    pub(super) fn waited(&self) -> Duration {
+        self.began.elapsed()
     }
 
     pub(super) fn check(&mut self, settings: &[InterfaceSettings], wanted: &[WantedLink], console: &Arc<Console>) {
@@ -144,7 +180,7 @@ fn shown(selector: &InterfaceSelector) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Link, WantedLink, without};
+    use super::{InterfaceSelector, InterfaceSettings, Link, WantedLink, adopt, wanted, without};
 
     #[test]
     fn a_card_is_left_out_only_for_another_with_a_cable() {
@@ -162,5 +198,34 @@ mod tests {
         assert_eq!(names(&["eth0"], false), ["eth0", "eth1"]);
         assert_eq!(names(&["eth0", "eth1"], true), ["eth0", "eth1"]);
         assert_eq!(names(&["eth"], true), ["eth0", "eth1"]);
+    }
+
+    #[test]
+    fn settings_of_cards_that_are_gone_are_used_for_those_that_none_are_for() {
+        let link = |index: u32, name: &str| Link { name: name.into(), index, card: true, ..Link::default() };
+        let of = |interface: &str, vlan| InterfaceSettings {
+            interface: (!interface.is_empty()).then(|| InterfaceSelector::Name(interface.to_owned())),
+            vlan,
+            ..InterfaceSettings::default()
+        };
+        let adopted = |all: &[Link], mut settings: Vec<InterfaceSettings>| {
+            let text = adopt(all, &mut settings);
+            assert_eq!(adopt(all, &mut settings), None, "it is said once");
+            (text, wanted(all, &settings).into_iter().map(|wanted| wanted.key).collect::<Vec<_>>())
+        };
+        let all = [link(2, "eth0"), link(3, "eth1"), Link { card: false, ..link(4, "br0") }];
+        let (text, keys) = adopted(&all, vec![of("eno1", None), of("eno2", None), of("eno1", Some(5))]);
+        assert_eq!(keys, [(0, 2), (2, 2), (0, 3), (2, 3)], "the first of each VLAN");
+        let expected = "network: eno1 of the configuration is not there; its settings are used for eth0, eth1";
+        assert_eq!(text.as_deref(), Some(expected));
+        // A card that is there keeps its own.
+        let (text, keys) = adopted(&all, vec![of("eth0", None), of("eno2", None)]);
+        assert_eq!((keys, text.is_some_and(|text| text.ends_with("for eth1"))), (vec![(0, 2), (1, 3)], true));
+        for settings in [vec![of("eth1", None)], vec![of("", None), of("eno1", None)], vec![of("", None)]] {
+            let before = wanted(&all, &settings).len();
+            let (text, keys) = adopted(&all, settings);
+            assert_eq!((text, keys.len()), (None, before));
+        }
+        assert_eq!(adopted(&[], vec![of("eno1", None)]), (None, vec![]), "it may come yet");
     }
 }

@@ -220,8 +220,7 @@ impl Card {
         if before.as_ref().is_some_and(|before| before.server != lease.server) {
             self.turn = 0;
         }
-        let gives = |lease: &Lease| (lease.address, lease.routes.clone(), lease.dns.clone(), lease.mtu);
-        let gives_other = before.as_ref().map(gives) != Some(gives(&lease));
+        let gives_other = !before.is_some_and(|before| before.configures_as(&lease));
         self.given += u64::from(gives_other);
         self.lease = Some(lease);
         gives_other
@@ -276,13 +275,18 @@ impl Card {
         gateways.into_iter().find(|gateway| gateway.is_ipv4() == ipv4)
     }
 
-    /// Name servers: those of the configuration, or of the network.
+    /// Name servers: those of the configuration before those of the network, which may be all that is left where a
+    /// site's server is retired. The answers of the first ones count before those of the others.
     pub(super) fn servers(&self) -> Vec<IpAddr> {
-        if !self.settings.dns.is_empty() {
-            return self.settings.dns.clone();
-        }
         let four = self.lease.iter().flat_map(|lease| lease.dns.iter().copied().map(IpAddr::V4));
-        four.chain(self.ipv6.name_servers.iter().copied().map(IpAddr::V6)).collect()
+        let of_network = four.chain(self.ipv6.name_servers.iter().copied().map(IpAddr::V6));
+        let mut servers = self.settings.dns.clone();
+        for server in of_network {
+            if !servers.contains(&server) {
+                servers.push(server);
+            }
+        }
+        servers
     }
 
     pub(super) fn search(&self) -> Vec<String> {

@@ -195,7 +195,9 @@ impl Resolver {
             return vec![absolute.to_owned()];
         }
         let own = host.to_owned();
-        let within = self.search.iter().map(|domain| format!("{host}.{}", domain.trim_matches('.')));
+        // systemd-resolved writes the root where it knows no domain.
+        let domains = self.search.iter().map(|domain| domain.trim_matches('.')).filter(|domain| !domain.is_empty());
+        let within = domains.map(|domain| format!("{host}.{domain}"));
         if host.contains('.') { std::iter::once(own).chain(within).collect() } else { within.chain([own]).collect() }
     }
 

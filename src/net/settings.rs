@@ -32,11 +32,11 @@ pub(super) fn settings_for(link: &Link, all: &[InterfaceSettings]) -> Vec<usize>
     if named.is_empty() && link.card { numbers(&|settings| settings.interface.is_none()) } else { named }
 }
 
-/// A name may select any kind of link; a MAC address selects a card, because links stacked on it carry the same
-/// address.
-fn selects(selector: &InterfaceSelector, link: &Link) -> bool {
+/// Whether the selector means the link. A name may select any kind of link, and a card also by the name that the
+/// running system shows; a MAC address selects a card, because links stacked on it carry the same address.
+pub(super) fn selects(selector: &InterfaceSelector, link: &Link) -> bool {
     match selector {
-        InterfaceSelector::Name(name) => link.name == *name,
+        InterfaceSelector::Name(name) => link.name == *name || link.other_names.contains(name),
         InterfaceSelector::Mac(mac) => link.card && link.mac == *mac,
     }
 }
@@ -58,6 +58,7 @@ mod tests {
             carrier: true,
             carrier_changes: 1,
             card,
+            other_names: if card { vec![format!("enp{index}s0")] } else { Vec::new() },
         };
         [link(2, "eth0", true), link(4, "br0", false), link(5, "veth0", true), link(9, "eth1", true)]
     }
@@ -75,6 +76,7 @@ mod tests {
         };
         assert_eq!(wanted(None), ["eth0", "veth0", "eth1"]);
         assert_eq!(wanted(Some(InterfaceSelector::Name("br0".into()))), ["br0"]);
+        assert_eq!(wanted(Some(InterfaceSelector::Name("enp9s0".into()))), ["eth1"], "as the running system has it");
         assert_eq!(wanted(Some(InterfaceSelector::Mac(MAC))), ["eth0", "veth0", "eth1"]);
         assert_eq!(wanted(Some(InterfaceSelector::Mac([0; 6]))), [""; 0]);
     }

@@ -7,11 +7,12 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use super::applied::Applied;
-use super::cables::{LeftAlone, RETRY, Reminder, WantedLink, ready, wanted, without};
+use super::cables::{LeftAlone, RETRY, Reminder, STRANGERS, WantedLink, adopt, ready, wanted, without};
 use super::card::{Card, News, NewsKind};
 use super::choice::{Candidate, CardChoice, CardKey, Look, Reach};
 use super::console::{Console, Topic};
 use super::error::NetError;
+use super::mtu::OwnMtus;
 use super::options::{NetworkOptions, OnEvent};
 use super::reach::{self, ReachTrial, Way};
 use super::resolver_file::{self, ServerOnLink};
@@ -24,7 +25,7 @@ use crate::machine::config::{InterfaceSettings, Network};
 use crate::order;
 use crate::sys::net::items::NetworkItem;
 use crate::sys::net::link::{
-    Link, ipv4_addresses, ipv6_addresses, links, probe_path_mtu, received_bytes, set_mtu, switch_off_ipv6,
+    Link, ipv4_addresses, ipv6_addresses, links, probe_path_mtu, received_bytes, switch_off_ipv6,
 };
 use crate::sys::net::rtnl::Rtnl;
 use crate::sys::thread::background;
@@ -54,6 +55,7 @@ pub(super) struct Supervisor {
     carriers: usize,
     choice: CardChoice,
     applied: Applied,
+    mtus: OwnMtus,
     /// Text and servers of `resolv.conf`, once it is written.
     resolver: Option<(String, Vec<ServerOnLink>)>,
 }
@@ -79,6 +81,7 @@ impl Supervisor {
             carriers: 0,
             choice: CardChoice::new(!targets.is_empty()),
             applied: Applied::default(),
+            mtus: OwnMtus::default(),
             resolver: None,
             targets,
             options,
@@ -157,9 +160,7 @@ impl Supervisor {
                     let text = format!("{}: lease renewed for {} s", card.link.name, duration.as_secs());
                     self.console.say(&card.link.name, Topic::Address, text);
                 }
-                if let Some(mtu) = mtu.filter(|_| gives_other)
-                    && let Err(error) = set_mtu(&card.link.name, mtu)
-                {
+                if gives_other && let Err((mtu, error)) = self.mtus.take(&card.link, mtu) {
                     // A link that does not take it is used as it is: small packets still pass.
                     let text = format!("{}: the MTU of {mtu} cannot be set: {error}", card.link.name);
                     self.console.say(&card.link.name, Topic::Trouble, text);
@@ -195,6 +196,11 @@ impl Supervisor {
             Err(_) if !self.cards.is_empty() => return Ok(()),
             Err(error) => return Err(NetError::List(error)),
         };
+        if self.reminder.waited() >= STRANGERS
+            && let Some(text) = adopt(&all, &mut self.settings)
+        {
+            self.console.say("network", Topic::Use, text);
+        }
         let wanted = without(&self.options.left_out, wanted(&all, &self.settings));
         self.carriers = wanted.iter().filter(|wanted| wanted.link.carrier).count();
         self.reminder.check(&self.settings, &wanted, &self.console);

@@ -395,6 +395,51 @@ fn several_interfaces_have_settings_of_their_own() {
     });
 }
 
+/// A server that the site had once: of the configuration it is left, and nothing answers there any more.
+#[test]
+#[ignore = "needs root: cargo xtask test --tier root"]
+fn the_name_servers_of_the_network_are_asked_behind_those_of_the_configuration() {
+    isolated("field::cards::the_name_servers_of_the_network_are_asked_behind_those_of_the_configuration", || {
+        let mut site = Site::new();
+        outer(&mut site, "eth0", &["--no-ping", "--port=53", "--address=/images.example.com/192.168.7.1"]);
+        let running = site.start("dns = ['192.168.7.77', '192.168.7.1']");
+        assert_eq!(running.is_up(8).dns.len(), 2);
+        assert_eq!(site.resolv_conf(), "nameserver 192.168.7.77\nnameserver 192.168.7.1\n");
+        site.fetches("images.example.com", 3);
+    });
+}
+
+/// A card that was replaced, or that the configuration calls by a name that only a rule of the image gives it.
+#[test]
+#[ignore = "needs root: cargo xtask test --tier root"]
+fn settings_for_a_card_that_is_not_there_are_used_for_the_one_that_is() {
+    isolated("field::cards::settings_for_a_card_that_is_not_there_are_used_for_the_one_that_is", || {
+        let site = Site::new();
+        site.card("eth0", "outer", &["192.168.7.1/24"]);
+        site.serve("outer", "192.168.7.1:80", MANIFEST);
+        let mut running = site.start("interface = 'enp9s0'\naddress = '192.168.7.7/24'");
+        running.wait_for("network: waiting for the interface enp9s0 of the configuration", 10);
+        running.wait_for("network: enp9s0 of the configuration is not there; its settings are used for eth0", 30);
+        assert!(running.began.elapsed() >= Duration::from_secs(29));
+        let up = running.is_up(5);
+        assert_eq!((up.interface.as_str(), up.address), ("eth0", IpAddr::from([192, 168, 7, 7])));
+        site.fetches("192.168.7.1", 2);
+    });
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test --tier root"]
+fn a_card_is_known_by_the_name_that_udev_gives_it() {
+    isolated("field::cards::a_card_is_known_by_the_name_that_udev_gives_it", || {
+        let site = Site::new();
+        site.card("eth0", "outer", &["192.168.7.1/24"]);
+        run("ip", &["link", "set", "eth0", "address", "52:54:00:12:ab:56"]);
+        site.serve("outer", "192.168.7.1:80", MANIFEST);
+        let running = site.start("interface = 'enx52540012ab56'\naddress = '192.168.7.7/24'");
+        assert_eq!(running.is_up(10).interface, "eth0");
+    });
+}
+
 #[test]
 #[ignore = "needs root: cargo xtask test --tier root"]
 fn what_an_earlier_process_left_behind_is_taken_away() {

@@ -227,6 +227,54 @@ fn a_post_on_a_kept_connection_that_was_closed_is_sent_once_more() {
     assert_eq!((error.kind(), server.requests().len()), (FetchErrorKind::Broken, 1));
 }
 
+/// A server that refuses whole objects, and gives a byte of a range at a time.
+#[test]
+fn a_server_that_gives_a_small_object_in_crumbs_is_left() {
+    const BYTES: usize = 100_000;
+    let server = TestServer::start(|request| match request.range() {
+        Some((at, _)) => {
+            let part = format!("Content-Range: bytes {at}-{at}/{BYTES}");
+            vec![answer("206 Partial Content", &[&part, "Content-Length: 1"], b"x")]
+        }
+        None => status("403 Forbidden"),
+    });
+    let http = Http::new(&server.url(), &crate::fetch::options()).unwrap();
+    let path = format!("objects/{}", "0".repeat(64));
+    http.get_checked(&[(&path, BYTES as u64)], &mut |_| Ok(())).unwrap_err();
+    assert!(server.requests().len() < 300, "{} requests", server.requests().len());
+}
+
+/// Flask, Express, PHP and Django call every answer `text/html` unless they are told otherwise.
+#[test]
+fn a_post_is_delivered_to_whatever_takes_it_but_no_page() {
+    let called = |kind: &str, body: &'static str| {
+        let headers = [format!("Content-Type: {kind}"), format!("Content-Length: {}", body.len())];
+        let server = TestServer::start(move |_| vec![answer("200 OK", &[&headers[0], &headers[1]], body.as_bytes())]);
+        Http::new(&server.url(), &crate::fetch::options()).unwrap().post_json("{}")
+    };
+    for body in ["ok", "", "{\"received\":true}", "  \n"] {
+        called("text/html; charset=utf-8", body).unwrap();
+    }
+    for body in ["<!doctype html><title>Login</title>", "\r\n <HTML>"] {
+        assert_eq!(called("text/html", body).unwrap_err().kind(), FetchErrorKind::Protocol, "{body}");
+    }
+    called("application/xml", "<html>").unwrap();
+}
+
+/// Django, and Flask with `strict_slashes`, redirect from a path to the one with a slash, which no post follows.
+#[test]
+fn a_post_goes_to_the_url_as_it_is_written() {
+    let server = TestServer::start(|_| status("204 No Content"));
+    for path in ["/report", "/report/", "/report/?robot=7", "/report?next=/", ""] {
+        Http::new(&format!("{}{path}", server.url()), &crate::fetch::options()).unwrap().post_json("{}").unwrap();
+    }
+    let paths: Vec<String> = server.requests().into_iter().map(|request| request.target().to_owned()).collect();
+    assert_eq!(
+        paths,
+        ["/report", "/report/", "/report/?robot=7", "/report?next=/", ""].map(|path| format!("/release{path}"))
+    );
+}
+
 // https://github.com/snoyberg/http-client/issues/521
 #[test]
 fn interim_answers_of_any_size_and_number_are_passed_over() {

@@ -10,7 +10,7 @@ use crate::mac;
 /// Name of one interface, of either kind that the configuration takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum InterfaceSelector {
-    /// The name that the kernel gives it.
+    /// The name that the kernel gives it, or udev in the running system.
     Name(String),
     /// The hardware address.
     Mac([u8; 6]),
@@ -35,11 +35,11 @@ impl ValueKind for Interface {
     const SHAPE: Shape = Shape::Text(ANY);
 
     fn expected() -> String {
-        "a name or a MAC address".to_owned()
+        "a MAC address or a name".to_owned()
     }
 
     fn example() -> String {
-        "enp1s0".to_owned()
+        "52:54:00:12:34:56".to_owned()
     }
 
     fn from_text(text: &str) -> Option<String> {

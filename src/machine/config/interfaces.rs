@@ -15,14 +15,15 @@ keys! {
     /// One interface, with settings of its own; the section may stand in a file any number of times, also several times
     /// for the same interface with different VLANs. A later layer that has the section replaces the list as a whole.
     ["network.interfaces"] interfaces: InterfaceLayer {
-        /// This interface, by its name (`enp1s0`) or its MAC address.
+        /// This interface, by its MAC address or its name, as for `network.interface`. If no interface with a section
+        /// has a link within 30 s, the sections of those that are not there are used for interfaces without one.
         interface as interface: Interface, optional "every interface that has a link and no section of its own", newer_than "0.1.0";
         /// Static addresses with prefix lengths. They switch DHCP off, and an IPv6 one also the addresses that are made
         /// of advertised prefixes.
         addresses as addresses: AddressesWithPrefix, default "", newer_than "0.1.0";
         /// Default gateways, one of each kind. They need an address of their kind, and may lie outside of its subnet.
         gateways as gateways: Addresses, default "", newer_than "0.1.0";
-        /// Name servers that are reached through this interface, in place of those that the network gives.
+        /// Name servers that are reached through this interface, before those that the network gives.
         dns as dns: Addresses, default "", newer_than "0.1.0";
         /// 802.1Q VLAN ID.
         vlan as vlan: Number<u16, 1, 4094>, optional "untagged frames", newer_than "0.1.0";

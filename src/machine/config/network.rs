@@ -18,13 +18,15 @@ keys! {
     /// interface that has a link, each with DHCP and with what IPv6 routers advertise; the default route is that of the
     /// interface through which a release source answers. Wi-Fi, 802.1X and PPPoE are not supported.
     ["network"] network: NetworkLayer {
-        /// Only this interface, by its name (`enp1s0`) or its MAC address.
+        /// Only this interface, by its MAC address or by the name that the running system shows (`enp1s0`). A name that
+        /// a rule of the image gives is unknown in recovery, which has no udev, and of several cards `eth0` may be
+        /// another one there. If it is not there within 30 s, the others are used in its place.
         interface as interface: Interface, optional "every interface that has a link", argument "interface";
         /// Static address with prefix length, such as `192.0.2.7/24` or `2001:db8::7/64`. It switches DHCP off.
         address as address: AddressWithPrefix, optional "DHCP", argument "address";
         /// Default gateway. It needs `network.address`, of the same kind, and may lie outside of its subnet.
         gateway as gateway: Address, optional "that of the lease", argument "gateway";
-        /// Name servers. With DHCP they replace those of the lease.
+        /// Name servers. They come before those of the network, which are asked beside them.
         dns as dns: Addresses, default "", argument "dns";
         /// 802.1Q VLAN ID.
         vlan as vlan: Number<u16, 1, 4094>, optional "untagged frames", argument "vlan";

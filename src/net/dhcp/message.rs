@@ -78,8 +78,10 @@ const BOOTREPLY: u8 = 2;
 const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;
 /// Least MTU that is believed. 576 is mostly the line of a server's template and no property of the link: dhclient's
-/// script ignores it too, and Linux would take IPv6 off the link, which needs 1280.
+/// script ignores it too.
 const LEAST_MTU: u16 = 577;
+/// Least MTU that is set: below, Linux takes IPv6 off the link (RFC 8200, 5). TCP finds a narrower path by itself.
+const LEAST_SET_MTU: u16 = 1280;
 /// Lease time of an endless lease, RFC 2131, 3.3.
 const FOR_EVER: u32 = u32::MAX;
 
@@ -146,6 +148,12 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// Whether the link is configured by this lease as by the other one.
+    pub fn configures_as(&self, other: &Self) -> bool {
+        let of = |lease: &Self| (lease.address, lease.prefix_len, lease.routes.clone(), lease.dns.clone(), lease.mtu);
+        of(self) == of(other)
+    }
+
     /// Takes what this lease does not say from one that the same server offered or granted before: some servers leave
     /// options out of all messages but one.
     pub(super) fn completed(mut self, known: &Self) -> Self {
@@ -389,7 +397,8 @@ impl DhcpOptions {
 
     fn mtu(&self) -> Option<u16> {
         let bytes = self.get(code::MTU).get(..2)?;
-        Some(u16::from_be_bytes(bytes.try_into().ok()?)).filter(|mtu| *mtu >= LEAST_MTU)
+        let mtu = Some(u16::from_be_bytes(bytes.try_into().ok()?)).filter(|mtu| *mtu >= LEAST_MTU);
+        mtu.map(|mtu| mtu.max(LEAST_SET_MTU))
     }
 }
 

@@ -13,7 +13,7 @@ use crate::sys::net::bound;
 
 /// Waits for an answer before the question is sent again: a lost packet costs a second.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Largest answer over UDP that is taken; without EDNS servers send 512 bytes.
+/// Largest answer over UDP that is taken; servers send 512 bytes, or those that EDNS asks for.
 const MOST_UDP_BYTES: usize = 4096;
 
 /// Bytes before the question.
@@ -83,9 +83,14 @@ fn ask_by_udp<'s, R: Fn(Outcome) -> bool + Sync>(
             let Some(outcome) = read(&buffer[..length], kind) else {
                 // Cut short, or not to be read: TCP has room for all of it.
                 let sent = Sent { name, kind, id, bytes: question };
-                let fitted = addresses(&buffer[..length]);
+                let (fitted, longer) = (addresses(&buffer[..length]), with_room(&sent.bytes));
                 let ask = move || _ = report(over_tcp(server, &sent, fitted, until));
                 thread::Builder::new().spawn_scoped(scope, ask)?;
+                // Where TCP is closed, as with some forwarders, a larger packet may come.
+                if let Some(longer) = longer {
+                    socket.send(&longer)?;
+                    open.push((kind, id, longer));
+                }
                 continue;
             };
             if !report(outcome) {
@@ -168,6 +173,14 @@ fn question(name: &str, kind: TYPE, id: u16) -> io::Result<Vec<u8>> {
     packet.set_flags(PacketFlag::RECURSION_DESIRED);
     packet.questions.push(Question::new(name, QTYPE::TYPE(kind), QCLASS::CLASS(CLASS::IN), false));
     packet.build_bytes_vec().map_err(io::Error::other)
+}
+
+/// The question with room for an answer that is larger than UDP's 512 bytes (RFC 6891), unless it has that already.
+fn with_room(question: &[u8]) -> Option<Vec<u8>> {
+    // One more record: the root's, of type OPT, with 1232 bytes, which fit into any packet of IPv6.
+    const OPT: [u8; 11] = [0, 0, 41, 0x04, 0xd0, 0, 0, 0, 0, 0, 0];
+    let (head, rest) = question.split_at_checked(HEADER_BYTES)?;
+    head.ends_with(&[0, 0]).then(|| [&head[..HEADER_BYTES - 2], &[0, 1], rest, &OPT].concat())
 }
 
 /// Whether bytes answer this question. Only the head and the question are read: the rest may be cut.

@@ -175,6 +175,17 @@ fn short_names_are_looked_for_in_the_domains() {
     assert_eq!(resolver.candidates("a.b."), ["a.b"]);
 }
 
+/// systemd-resolved writes `search .` where it knows no domain.
+#[test]
+fn the_root_is_no_domain_to_look_in() {
+    let servers = vec![server(Habit::Code(3), Habit::Code(3))];
+    let resolver = Resolver::parse("search . one.example. .\n", "").with_servers(servers);
+    assert_eq!(resolver.candidates("images"), ["images.one.example", "images"]);
+    assert_eq!(resolver.candidates("a.b"), ["a.b", "a.b.one.example"]);
+    let error = resolver.lookup("images").unwrap_err().to_string();
+    assert!(error.contains("127.0.0.1: knows no such name"), "{error}");
+}
+
 /// A name server on UDP alone, which answers each question this way after a while.
 fn answering(delay: Duration, answer: impl Fn(&[u8]) -> Vec<u8> + Send + 'static) -> SocketAddr {
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -216,6 +227,35 @@ fn what_fits_into_an_answer_is_used_where_tcp_is_closed() {
         let found = resolver(&[server]).lookup("images.example.com").unwrap();
         assert_eq!(found[0], ADDRESS);
     }
+}
+
+/// Forwarders of old routers and of containers: what does not fit is cut to nothing, TCP is closed, and only a question
+/// with EDNS gets all of it.
+#[test]
+fn an_answer_that_does_not_fit_is_asked_for_in_a_larger_packet_where_tcp_is_closed() {
+    let forwarder = answering(Duration::ZERO, |question| {
+        const OPT: [u8; 5] = [0, 0, 41, 0x04, 0xd0];
+        let at = question.len() - 11;
+        if question[10..12] != [0, 1] || question[at..at + 5] != OPT {
+            return answer(question, Habit::Truncated).unwrap();
+        }
+        let plain = [&question[..10], &[0, 0], &question[12..at]].concat();
+        answer(&plain, Habit::Address).unwrap()
+    });
+    let began = Instant::now();
+    let found = resolver(&[forwarder]).lookup("images.example.com").unwrap();
+    assert_eq!(found, [ADDRESS, "2001:db8::7".parse().unwrap()]);
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    // One that does not know EDNS says so, and one that is never content is not asked for ever.
+    let old = answering(Duration::ZERO, |question| {
+        let habit = if question[11] == 0 { Habit::Truncated } else { Habit::Code(1) };
+        answer(question, habit).unwrap()
+    });
+    let error = resolver(&[old]).lookup("images.example.com").unwrap_err().to_string();
+    assert!(error.contains("cut short, and over TCP"), "{error}");
+    let cutting = answering(Duration::ZERO, |question| answer(question, Habit::Truncated).unwrap());
+    assert!(resolver(&[cutting]).lookup("images.example.com").is_err());
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
 }
 
 /// A provider's server invents an address for a name that only the site's own server knows.

@@ -13,6 +13,7 @@ use crate::chain::chain;
 use crate::fetch::{self, Mirrors, RetryPolicy, Source};
 use crate::jobs::recovery::{self, Policy, RecoveryError, RecoveryJob, RecoveryReport};
 use crate::jobs::state::Release;
+use crate::net::RequestOutcomes;
 use crate::pid1::worker;
 use crate::record::blackbox::{AttemptOutcome, Recorder};
 use crate::record::event::Event;
@@ -147,6 +148,7 @@ pub(super) fn until_another(
             Ok(report) => return Ok(Some(installed(online, &report, started))),
             Err(error) => error,
         };
+        note_poll(&setup.outcomes, &error);
         let pause = fetch::poll_pause(polls, jitter_seed()).max(error.asked_to_wait().unwrap_or_default());
         let answer = chain(&error);
         // Reported once and not every quarter of an hour: the event log is not endless.
@@ -160,6 +162,14 @@ pub(super) fn until_another(
             return Ok(None);
         }
         polls = polls.saturating_add(1);
+    }
+}
+
+/// Notes for the network that a poll failed: another router or DHCP server may lead to a source. One that has nothing
+/// new is a source.
+fn note_poll(outcomes: &RequestOutcomes, error: &RecoveryError) {
+    if !error.is_nothing_new() {
+        outcomes.failed();
     }
 }
 
@@ -261,10 +271,22 @@ fn jitter_seed() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Denials, MAX_DENIALS};
+    use super::{Denials, MAX_DENIALS, note_poll};
     use crate::fetch::{FetchError, FetchErrorKind};
     use crate::jobs::recovery::RecoveryError;
+    use crate::net::RequestOutcomes;
     use crate::release::manifest::ManifestError;
+
+    /// With one card, only this note has another router or DHCP server looked for.
+    #[test]
+    fn a_poll_in_vain_is_noted_for_the_network_and_one_without_news_is_not() {
+        let outcomes = RequestOutcomes::default();
+        let source = FetchError::new(FetchErrorKind::Unreachable, "http://a/x", "no route");
+        note_poll(&outcomes, &RecoveryError::Fetch { what: "manifest", source });
+        assert!(outcomes.take_failed());
+        note_poll(&outcomes, &ManifestError::NothingNew { version: "1".to_owned(), offered: 7 }.into());
+        assert!(!outcomes.take_failed());
+    }
 
     #[test]
     fn a_few_refusals_of_a_server_do_not_take_an_update_back() {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::error::SetupError;
 use super::setup::Setup;
 use crate::chain::chain;
-use crate::fetch::{FetchOptions, Source};
+use crate::fetch::{CertificateClock, FetchOptions, Source};
 use crate::machine::config::Config;
 use crate::net::{self, NetError, NetworkOptions, RequestOutcomes, Stop};
 use crate::pid1::background::background;
@@ -64,8 +64,8 @@ impl<'a> Online<'a> {
         let _ = report_attempts(setup);
         let reports = !setup.handover.leaves_out(&WorkPart::Reports);
         let poster =
-            reports.then(|| start_poster(&setup.config, || setup.reported_machine(), &setup.journal)).flatten();
-        Ok(Some(Self { setup, poster, _network: network }))
+            reports.then(|| start_poster(&setup.config, &setup.clock, || setup.reported_machine(), &setup.journal));
+        Ok(Some(Self { setup, poster: poster.flatten(), _network: network }))
     }
 
     /// Posts a result, as far as it is known now.
@@ -102,14 +102,16 @@ fn waits_for_usb_drive(setup: &Setup, deadline: Instant) -> bool {
     setup.usb_release.is_there()
 }
 
-/// Posts what this machine is doing to `report.url` from now on, if that is set.
+/// Posts what this machine is doing to `report.url` from now on, if that is set. The certificate of its server is
+/// checked against the clock of the sources, and tells the time as theirs do: it may be the only one of this machine.
 pub(super) fn start_poster(
     config: &Config,
+    clock: &Arc<CertificateClock>,
     machine: impl FnOnce() -> ReportedMachine,
     journal: &Arc<Journal>,
 ) -> Option<Poster> {
     let url = config.report_url.as_ref()?;
-    let options = FetchOptions::with_clock_as_it_is(&config.network);
+    let options = FetchOptions::new(&config.network, Arc::clone(clock));
     Poster::start(machine(), url, &options, journal).map_err(|error| journal.warn(&chain(&error))).ok()
 }
 
@@ -122,7 +124,7 @@ fn report_attempts(setup: &Setup) -> Option<Receiver<()>> {
     let (recorder, url) = (setup.recorder.clone()?, setup.config.report_url.clone()?);
     let machine = setup.reported_machine();
     let pending = recorder.with(|open| Pending::of(open, &machine))?;
-    let options = FetchOptions::with_clock_as_it_is(&setup.config.network);
+    let options = FetchOptions::new(&setup.config.network, Arc::clone(&setup.clock));
     let (done, over) = channel();
     let journal = Arc::clone(&setup.journal);
     background(&setup.journal, "report", move || {
@@ -184,4 +186,51 @@ fn bring_up_network_later(setup: &Setup) {
             }
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::{Duration, Instant};
+
+    use reflash_test_support::server::{TestServer, status};
+    use reflash_test_support::tls::{Authority, unix};
+
+    use super::start_poster;
+    use crate::fetch::CertificateClock;
+    use crate::machine::clock::ClockPolicy;
+    use crate::machine::config::{Config, Layer};
+    use crate::record::journal::Journal;
+    use crate::record::report::{Ending, ReportedMachine};
+
+    /// A robot whose hardware clock is dead, and whose sources need no certificate.
+    #[test]
+    fn a_report_server_with_a_certificate_of_today_is_posted_to_with_the_clock_of_the_build() {
+        let (built, validity) = ((2026, 1, 1), [(2027, 1, 1), (2027, 4, 1)]);
+        let authority = Authority::new();
+        let server = TestServer::start_tls(authority.issue("127.0.0.1", validity), |_| status("204 No Content"));
+        let (ca_file, url) = (authority.file.path().display(), server.url());
+        let text = format!(
+            "release.urls = ['http://a']\nmachine.product = 'robot'\nreport.url = '{url}'\nnetwork.ca_file = '{ca_file}'"
+        );
+        let config = Config::resolve(Layer::parse("test", &text).unwrap()).unwrap();
+        let now = Arc::new(AtomicU64::new(unix(built)));
+        let (read, write) = (Arc::clone(&now), Arc::clone(&now));
+        let clock = Arc::new(CertificateClock::new(
+            Box::new(move || read.load(Ordering::SeqCst)),
+            Some(Box::new(move |seconds| write.store(seconds, Ordering::SeqCst))),
+            ClockPolicy::new(unix(built), None),
+        ));
+        let journal = Arc::new(Journal::silent());
+        let machine = || ReportedMachine::this("robot", None, None);
+        let poster = start_poster(&config, &clock, machine, &journal).unwrap();
+        let until = Instant::now() + Duration::from_secs(10);
+        while server.requests().is_empty() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        poster.close(Ending::Installed);
+        assert!(!server.requests().is_empty(), "nothing is delivered");
+        assert!(now.load(Ordering::SeqCst) >= unix(validity[0]));
+    }
 }

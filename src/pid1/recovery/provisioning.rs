@@ -19,6 +19,7 @@ use crate::boot::efivars::EfiVars;
 use crate::chain::chain;
 use crate::disk::Which;
 use crate::disk::table;
+use crate::fetch::CertificateClock;
 use crate::flash::target::DeviceTarget;
 use crate::jobs::floor::{Floor, FloorPlaces};
 use crate::jobs::keys::key_files;
@@ -92,9 +93,10 @@ pub(super) fn run(
     // Reported before the network is there: a person who watches may already see that it is the wrong one.
     let report = |candidate: &DiskCandidate| journal.note(&format!("chosen: {}", candidate.disk));
     candidate.iter().for_each(report);
+    let clock = sources::start_clock(None, journal);
     let candidate = match candidate {
         Some(candidate) if is_at_hand => {
-            return write(&inputs, args, candidate, handover, &RequestOutcomes::default(), journal);
+            return write(&inputs, args, candidate, &clock, handover, &RequestOutcomes::default(), journal);
         }
         candidate => candidate,
     };
@@ -108,13 +110,14 @@ pub(super) fn run(
         let asset = inputs.asset().ok().flatten();
         ReportedMachine::this(&config.product, config.hostname.as_deref(), asset.as_deref())
     };
-    let poster = (!handover.leaves_out(&WorkPart::Reports)).then(|| start_poster(config, machine, journal)).flatten();
+    let poster =
+        (!handover.leaves_out(&WorkPart::Reports)).then(|| start_poster(config, &clock, machine, journal)).flatten();
     // With the network up, the station sees what is waited for.
     let chosen = candidate.map_or_else(|| choice.wait(LONGEST).inspect(report), Ok);
     let next = chosen.and_then(|candidate| {
         // Twenty machines are switched on together.
         sources::spread_out(config.spread, handover, journal);
-        write(&inputs, args, candidate, handover, &outcomes, journal)
+        write(&inputs, args, candidate, &clock, handover, &outcomes, journal)
     });
     if let Some(poster) = poster {
         poster.close(if next.is_ok() { Ending::Provisioned } else { Ending::Failed });
@@ -128,16 +131,16 @@ fn write(
     inputs: &SiteInputs,
     args: &BootArgs,
     candidate: DiskCandidate,
+    clock: &Arc<CertificateClock>,
     handover: &Handover,
     outcomes: &RequestOutcomes,
     journal: &Arc<Journal>,
 ) -> Result<NextState, SetupError> {
     let started = Instant::now();
-    let clock = sources::start_clock(None, journal);
     let learn_time = |created| clock.learn(created);
     let ring = inputs.config.ring.as_deref();
     let robot = || robot::this(ring, [0; 16], clock.known_time(), Facts::Unknown);
-    let mirrors = sources::open_mirrors(&inputs.config, Vec::new(), &clock, handover, outcomes, journal)?;
+    let mirrors = sources::open_mirrors(&inputs.config, Vec::new(), clock, handover, outcomes, journal)?;
     let (path, disk) = (candidate.disk.path.clone(), candidate.disk.to_string());
     let target =
         if args.dry_run { DeviceTarget::open_read_only(&path)? } else { DeviceTarget::open(&path)? }.on_disk(&disk);

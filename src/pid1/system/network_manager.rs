@@ -160,9 +160,6 @@ fn family(section: &str, is_v6: bool, settings: &InterfaceSettings) -> String {
     if !servers.is_empty() {
         let _ = writeln!(text, "dns={};", servers.join(";"));
     }
-    if settings.addresses.is_empty() && !settings.dns.is_empty() {
-        text += "ignore-auto-dns=true\n";
-    }
     text
 }
 
@@ -217,6 +214,9 @@ mod tests {
         ] {
             assert!(fixed[0].1.contains(line), "{line}: {}", fixed[0].1);
         }
+        let beside = of("dns = ['192.0.2.53']");
+        assert!(beside[0].1.contains("dns=192.0.2.53;\n"), "{}", beside[0].1);
+        assert!(!beside[0].1.contains("ignore-auto-dns"), "those of the network are asked too");
         let vlan = of("[[interfaces]]\ninterface = 'eth1'\nvlan = 42\n[[interfaces]]\naddresses = ['2001:db8::7/64']");
         assert!(vlan[0].1.contains("type=vlan") && vlan[0].1.contains("[vlan]\nid=42\nparent=eth1\n"), "{}", vlan[0].1);
         assert!(vlan[1].1.contains("[ipv4]\nmethod=disabled") && vlan[1].1.contains("address1=2001:db8::7/64"));

@@ -85,9 +85,6 @@ fn addresses(settings: &InterfaceSettings) -> String {
         // Routes and name servers are taken from routers all the same, addresses are not.
         text += "\n[IPv6AcceptRA]\nUseAutonomousPrefix=no\n";
     }
-    if settings.addresses.is_empty() && !settings.dns.is_empty() {
-        text += "\n[DHCPv4]\nUseDNS=no\n\n[DHCPv6]\nUseDNS=no\n";
-    }
     text
 }
 
@@ -141,6 +138,6 @@ mod tests {
         assert!(files[0].1.contains("Name=safe0.42\nKind=vlan") && files[1].1.contains("VLAN=safe0.42"));
         assert!(files[2].1.starts_with("[Match]\nName=safe0.42\n\n[Network]\nDHCP=yes"), "{}", files[2].1);
         assert!(files[3].1.contains("Address=2001:db8::7/64") && files[3].1.contains("UseAutonomousPrefix=no"));
-        assert!(files[4].1.contains("[DHCPv4]\nUseDNS=no"));
+        assert!(files[4].1.ends_with("DHCP=yes\nIPv6AcceptRA=yes\nDNS=192.0.2.53\n"), "beside those of the network");
     }
 }

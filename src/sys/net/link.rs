@@ -8,12 +8,14 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
+use super::card_names::names_by_udev;
 use crate::mac;
 use crate::order;
 use nix::ifaddrs::{InterfaceAddress, getifaddrs};
 use nix::sys::socket::SockaddrStorage;
 
 const CLASS: &str = "/sys/class/net";
+const PCI_SLOTS: &str = "/sys/bus/pci/slots";
 
 /// One Ethernet link.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,6 +35,8 @@ pub struct Link {
     /// Whether the link is a network card, or what looks like one to a container, and not a VLAN, bond, bridge or
     /// tunnel.
     pub card: bool,
+    /// Names that a card may have in the running system.
+    pub other_names: Vec<String>,
 }
 
 /// Switches IPv6 off for a link, which takes away its addresses and routes.
@@ -48,6 +52,12 @@ pub fn index(name: &str) -> Option<u32> {
         return None;
     }
     fs::read_to_string(Path::new(CLASS).join(name).join("ifindex")).ok()?.trim().parse().ok()
+}
+
+/// Returns the largest packet that a link carries, bytes, if it is known and no larger than any Ethernet's.
+#[must_use]
+pub fn mtu(name: &str) -> Option<u16> {
+    fs::read_to_string(Path::new(CLASS).join(name).join("mtu")).ok()?.trim().parse().ok()
 }
 
 /// Sets the largest packet that a link carries, bytes. Beyond what its driver allows, the link is left as it is.
@@ -185,15 +195,17 @@ fn read(directory: &Path) -> Option<Link> {
     }
     let index = text("ifindex")?.parse().ok()?;
     let flags = u32::from_str_radix(text("flags")?.trim_start_matches("0x"), 16).ok()?;
+    let (mac, card) = (mac::parse(&text("address")?)?, is_card(directory));
     Some(Link {
         name: directory.file_name()?.to_str()?.to_owned(),
         index,
-        mac: mac::parse(&text("address")?)?,
+        mac,
         up: flags & IFF_UP != 0,
         // Reading it fails with EINVAL while the link is switched off.
         carrier: text("carrier").as_deref() == Some("1"),
         carrier_changes: text("carrier_changes").and_then(|count| count.parse().ok()).unwrap_or(0),
-        card: is_card(directory),
+        card,
+        other_names: if card { names_by_udev(directory, Path::new(PCI_SLOTS), mac) } else { Vec::new() },
     })
 }
 

@@ -1,12 +1,12 @@
 //! Hosts with several addresses, of which the first ones take every connection and do not serve.
 
 use std::io::Read;
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use reflash::fetch::FetchOptions;
+use reflash::fetch::{FetchOptions, Http, Source};
 
 use super::{changed, flash, flash_with, good, release, serving};
 use crate::support::isolated::{isolated, run};
@@ -177,6 +177,46 @@ fn one_machine_behind_a_name_that_delivers_damaged_packs_is_left_for_the_next() 
             assert!(!damaged.requests().is_empty() && retries.len() <= 3, "{retries:?}");
         },
     );
+}
+
+/// A tree without roll-outs answers 404 to the first request of every look, and of two name servers one may be dead.
+#[test]
+#[ignore = "needs root: name servers of its own"]
+fn a_file_that_is_not_there_costs_the_silence_of_a_name_server_once() {
+    isolated("field::servers::addresses::a_file_that_is_not_there_costs_the_silence_of_a_name_server_once", || {
+        run("ip", &["link", "set", "lo", "up"]);
+        std::fs::write("/run/resolv.conf", "nameserver 127.0.0.1\nnameserver 127.0.0.9\n").unwrap();
+        run("mount", &["--bind", "/run/resolv.conf", "/etc/resolv.conf"]);
+        let _silent = UdpSocket::bind("127.0.0.9:53").unwrap();
+        name_server(UdpSocket::bind("127.0.0.1:53").unwrap());
+        let server = TestServer::start(|request| match request.target() {
+            "/release/there" => object(request, b"content"),
+            _ => status("404 Not Found"),
+        });
+        let http = Http::new(&server.url().replace("127.0.0.1", HOST), &crate::fetch::options()).unwrap();
+        let began = Instant::now();
+        for _ in 0..3 {
+            http.get_checked(&[("missing", 100)], &mut |_| Ok(())).unwrap_err();
+            http.get_checked(&[("there", 100)], &mut |_| Ok(())).unwrap();
+        }
+        assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
+    });
+}
+
+/// Answers every question for an IPv4 address with 127.0.0.1, and any other with no record.
+fn name_server(socket: UdpSocket) {
+    std::thread::spawn(move || {
+        let mut buffer = [0; 512];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            let mut answer = buffer[..length].to_vec();
+            answer[2] |= 0x80;
+            if buffer[length - 3] == 1 {
+                answer[7] = 1;
+                answer.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 1]);
+            }
+            socket.send_to(&answer, from).unwrap();
+        }
+    });
 }
 
 /// Passes connections to an address on to another one.

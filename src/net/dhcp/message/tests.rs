@@ -211,6 +211,21 @@ fn odd_options_cost_only_themselves() {
     assert_eq!(lease.search, ["bad", "nameserver", "6.6.6.6"]);
 }
 
+/// Linux takes IPv6 off a link that carries less than 1280 bytes.
+#[test]
+fn an_mtu_leaves_room_for_ipv6() {
+    for (said, taken) in [(576, None), (577, Some(1280)), (1000, Some(1280)), (1280, Some(1280)), (9000, Some(9000))] {
+        assert_eq!(lease(&reply(5).with(26, &u16::to_be_bytes(said))).mtu, taken, "{said}");
+    }
+}
+
+#[test]
+fn a_renewal_with_another_mask_is_another_configuration() {
+    let granted = |mask| lease(&reply(5).with(1, &[255, 255, mask, 0]).with(51, &[0, 0, 3, 232]));
+    assert!(granted(255).configures_as(&Lease { duration: None, ..granted(255) }));
+    assert!(!granted(255).configures_as(&granted(0)));
+}
+
 /// What servers send beside: IPv6-only preferred (108), proxy configuration (252), long lists in several parts (RFC
 /// 3396), empty options, times in no order, and a boot server that is none.
 #[test]

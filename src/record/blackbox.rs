@@ -277,6 +277,22 @@ impl BlackBox {
         found
     }
 
+    /// Number of recoveries in a row, up to the last one, that were asked for and left the release with this serial
+    /// where it was. The one that brought it was not in vain.
+    #[must_use]
+    pub fn asked_in_vain(&self, serial: u64) -> u32 {
+        let stayed = |attempt: &&Attempt| {
+            attempt.reason == "requested" && attempt.drill.is_none() && attempt.serial == Some(serial)
+        };
+        let mut row = self.attempts.iter().rev().take_while(stayed).peekable();
+        let mut count = 0;
+        while let Some(attempt) = row.next() {
+            let is_first = row.peek().is_none();
+            count += u32::from(!is_first || attempt.outcome != Some(AttemptOutcome::Installed));
+        }
+        count
+    }
+
     /// Whether a boot of the installed release, which has this serial, called itself good, as far as the attempts that
     /// are kept show that: the second witness where the boot environment is lost.
     #[must_use]
@@ -503,6 +519,31 @@ mod tests {
         assert!(lost.len() == 6 && lost[5].starts_with("39 "), "{lost:?}");
         // Older readers know no such member, and one that is not there is empty.
         assert!(!serde_json::to_string(&attempt(1, None)).unwrap().contains("lost"));
+    }
+
+    #[test]
+    fn recoveries_that_were_asked_for_and_changed_nothing_are_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let count = |attempts: &[Attempt]| {
+            let path = dir.path().join("blackbox");
+            let _ = std::fs::remove_file(&path);
+            let mut open = BlackBox::open(&path).unwrap();
+            attempts.iter().for_each(|attempt| open.record(attempt).unwrap());
+            open.asked_in_vain(7)
+        };
+        let asked = |id, outcome| Attempt { reason: "requested".into(), ..attempt(id, outcome) };
+        let (installed, started) = (Some(AttemptOutcome::Installed), Some(AttemptOutcome::Started));
+        assert_eq!(count(&[]), 0);
+        assert_eq!(count(&[asked(1, installed)]), 0, "it brought the release");
+        assert_eq!(count(&[asked(1, installed), asked(2, started), asked(3, installed)]), 2);
+        assert_eq!(count(&[attempt(1, installed), asked(2, started)]), 1);
+        assert_eq!(count(&[attempt(1, installed), asked(2, None)]), 1, "a cut did not help either");
+        assert_eq!(count(&[asked(1, started), attempt(2, started)]), 0, "the last one was for another reason");
+        let other = Attempt { serial: Some(6), ..asked(1, started) };
+        assert_eq!(count(&[other.clone(), asked(2, installed), asked(3, started)]), 1);
+        assert_eq!(count(&[asked(1, started), other]), 0);
+        let drill = Attempt { drill: Some(DrillRecord::of(Vec::new())), ..asked(2, started) };
+        assert_eq!(count(&[asked(1, installed), drill]), 0);
     }
 
     #[test]

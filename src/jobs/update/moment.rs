@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::boot::decide::growing_hours;
 use crate::jobs::health::programs::{self, NoProgram, shown};
 use crate::machine::clock;
 use crate::machine::config::RestartWindow;
@@ -20,6 +21,8 @@ use crate::sys::gentle::{self, WallTime};
 pub const DIRECTORIES: [&str; 2] = ["/etc/reflash/update.d", "/usr/lib/reflash/update.d"];
 /// Time for one of those programs, after which it counts as one that does not agree.
 pub const LIMIT: Duration = Duration::from_secs(60);
+/// Longest rest after recoveries in vain, hours: also a robot that is switched off every night comes to its end.
+const LONGEST_REST_H: u32 = 6;
 /// Program of systemd that asks over the bus. What it prints is documented, unlike the files of the login manager.
 const BUSCTL: &str = "/usr/bin/busctl";
 const LOCKS: &[&str] = &[
@@ -132,7 +135,7 @@ fn locks(answer: &str) -> Option<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{LoginManager, closed, locks, objections};
+    use super::{LoginManager, closed, locks, objections, rest_after};
     use crate::machine::clock::BUILD_TIME;
     use crate::sys::gentle::WallTime;
 
@@ -149,7 +152,19 @@ mod tests {
             (u64::MAX, at(2, 12), false),
             (BUILD_TIME, None, false),
         ] {
-            assert_eq!(closed(&windows, unix_s, time).is_none(), open, "{unix_s} {time:?}");
+            assert_eq!(closed(&windows, unix_s, Ok(time)).is_none(), open, "{unix_s} {time:?}");
+        }
+        assert!(closed(&windows, 5, Ok(at(2, 12))).unwrap().contains("clock"));
+        assert_eq!(closed(&windows, BUILD_TIME, Ok(at(2, 11))).unwrap(), "the time Sat 22:00-06:00, 12:00-13:00");
+    }
+
+    #[test]
+    fn what_was_in_vain_is_tried_again_with_a_growing_rest() {
+        assert_eq!(rest_after(0, 0), None);
+        for (in_vain, hours) in [(1, 1), (2, 2), (3, 4), (4, 6), (16, 6), (u32::MAX, 6)] {
+            let said = rest_after(in_vain, hours * 3600 - 1).unwrap();
+            assert!(said.starts_with(&format!("{hours} h of this start")), "{said}");
+            assert_eq!(rest_after(in_vain, hours * 3600), None, "{in_vain}");
         }
         assert!(closed(&windows, 5, at(2, 12)).unwrap().contains("clock"));
         assert_eq!(closed(&windows, BUILD_TIME, at(2, 11)).unwrap(), "the time Sat 22:00-06:00, 12:00-13:00");

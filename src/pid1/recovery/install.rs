@@ -7,13 +7,13 @@ use super::ending::{NextState, READING_TIME};
 use super::error::SetupError;
 use super::online::{Online, USB_POLL};
 use super::setup::Setup;
+use super::staged;
 use super::without::{HOUR, Instead, without_release};
 use crate::boot::decide::{self, Recoveries};
 use crate::chain::chain;
 use crate::fetch::{self, Mirrors, RetryPolicy, Source};
-use crate::jobs::recovery::{self, Policy, RecoveryError, RecoveryJob, RecoveryReport};
+use crate::jobs::recovery::{self, Policy, RecoveryError, RecoveryJob};
 use crate::jobs::state::Release;
-use crate::pid1::worker;
 use crate::record::blackbox::{AttemptOutcome, Recorder};
 use crate::record::event::Event;
 use crate::record::journal::Phase;
@@ -57,7 +57,7 @@ pub(super) fn until_installed(
         let release = found.as_ref().ok().map(Release::id);
         let installs = |release| recovery::install(job, setup.record.as_ref(), release);
         let error = match found.and_then(installs) {
-            Ok(report) => return Ok(installed(online, &report, started)),
+            Ok(report) => return Ok(online.installed(&report, started)),
             Err(error) => error,
         };
         journal.warn(&chain(&error));
@@ -77,6 +77,12 @@ pub(super) fn until_installed(
             && (Instant::now() >= until
                 || !rests && refused && (setup.reason.is_requested() || wanted == WantedRelease::Newer))
         {
+            if !is_known
+                && !refused
+                && let Some(next) = staged::without_network(online, &mirrors, job)
+            {
+                return Ok(next);
+            }
             let why = match (is_known, refused) {
                 (true, _) => "there is no newer release",
                 (false, true) => "the release is refused",
@@ -144,7 +150,7 @@ pub(super) fn until_another(
         let release = recovery::fetch_release(&job.with_source(&once), setup.record.as_ref());
         let started = Instant::now();
         let error = match release.and_then(|release| recovery::install(&job, setup.record.as_ref(), release)) {
-            Ok(report) => return Ok(Some(installed(online, &report, started))),
+            Ok(report) => return Ok(Some(online.installed(&report, started))),
             Err(error) => error,
         };
         let pause = fetch::poll_pause(polls, jitter_seed()).max(error.asked_to_wait().unwrap_or_default());
@@ -161,13 +167,6 @@ pub(super) fn until_another(
         }
         polls = polls.saturating_add(1);
     }
-}
-
-pub(super) fn installed(online: &Online<'_>, report: &RecoveryReport, started: Instant) -> NextState {
-    worker::done();
-    online.finish(AttemptOutcome::Installed);
-    let seconds = started.elapsed().as_secs();
-    NextState::Reboot(format!("{} is installed after {seconds} s: starting it", report.version))
 }
 
 /// Installs the recorded release again, since the offered one is of no use. Its objects may still be there, and be

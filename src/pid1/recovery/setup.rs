@@ -65,7 +65,7 @@ pub(super) struct Setup {
     /// Takes the numbers of roll-out files for the floor.
     learn_rollout: Box<dyn Fn(SeenRollout) + Send + Sync>,
     /// The clock that the certificates of servers are checked against.
-    clock: Arc<CertificateClock>,
+    pub clock: Arc<CertificateClock>,
     /// A USB drive with a release, if one is plugged in.
     pub usb_release: Arc<UsbRelease>,
     /// The update that the running system has fetched, if it is asked for.

@@ -2,9 +2,10 @@
 //! the local time that a person means.
 #![allow(unsafe_code)] // priorities and localtime_r, in one place each
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
+use std::path::Path;
 
 use nix::libc;
 use rustix::fs::{Advice, FallocateFlags};
@@ -89,7 +90,7 @@ pub fn wall_time(unix_s: u64) -> Option<WallTime> {
 mod tests {
     use std::io::{Read, Seek, Write};
 
-    use super::{give_back, reserve, wall_time, yield_to_all};
+    use super::{give_back, lost_time_zone, reserve, wall_time, yield_to_all};
 
     #[test]
     fn room_is_reserved_and_given_back() {
@@ -101,6 +102,18 @@ mod tests {
         let mut content = vec![1; 8192];
         file.rewind().unwrap();
         file.read_exact(&mut content).unwrap();
+/// Names of zones that are UTC, as the C library takes for a zone that it does not find.
+const ZONES_OF_UTC: [&str; 6] = ["UTC", "UCT", "GMT", "Zulu", "Universal", "Greenwich"];
+
+/// Returns the time zone that the link `localtime` leads to, where that is not there: the C library takes UTC then,
+/// without a word.
+#[must_use]
+pub fn lost_time_zone(localtime: &Path) -> Option<String> {
+    let zone = fs::read_link(localtime).ok().filter(|_| !localtime.exists())?;
+    let is_utc = zone.file_name().is_some_and(|name| ZONES_OF_UTC.iter().any(|utc| *utc == name));
+    (!is_utc).then(|| zone.display().to_string())
+}
+
         assert_eq!(content[8191], 7);
         assert!(content[..4096] == [0; 4096] || content[0] == 7, "given back, or a file system that cannot");
         assert!(reserve(&file, 0..1 << 60).is_err());
@@ -129,3 +142,17 @@ mod tests {
         .unwrap();
     }
 }
+    #[test]
+    fn a_time_zone_that_is_not_there_is_named_unless_it_is_utc() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("localtime");
+        assert_eq!(lost_time_zone(&path), None, "UTC is meant");
+        std::fs::write(dir.path().join("Vienna"), "TZif2").unwrap();
+        let (there, gone) = (dir.path().join("Vienna"), dir.path().join("US/Pacific"));
+        for (zone, lost) in [(&there, false), (&gone, true), (&dir.path().join("zoneinfo/Etc/UTC"), false)] {
+            std::os::unix::fs::symlink(zone, &path).unwrap();
+            assert_eq!(lost_time_zone(&path), lost.then(|| zone.display().to_string()));
+            std::fs::remove_file(&path).unwrap();
+        }
+    }
+

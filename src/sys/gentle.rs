@@ -31,6 +31,22 @@ pub fn yield_to_all() {
     }
 }
 
+/// Takes the usual priorities again, as far as the kernel grants it: for a program that has to answer in time. Between
+/// fork and exec it may be called: it makes three system calls and takes no memory.
+///
+/// # Errors
+/// None: it has the form of what is called there.
+pub fn be_usual() -> io::Result<()> {
+    let parameters = no_priority();
+    // SAFETY: as in `yield_to_all`.
+    unsafe {
+        libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_OTHER, std::ptr::from_ref(&parameters));
+        libc::setpriority(libc::PRIO_PROCESS, 0, 0);
+        libc::syscall(libc::SYS_ioprio_set, IO_OF_PROCESS, 0, 0 as libc::c_long);
+    }
+    Ok(())
+}
+
 /// Priority 0, the only one of these classes. The reserved fields of the structure differ between C libraries.
 fn no_priority() -> libc::sched_param {
     // SAFETY: the structure consists of numbers alone, for which zero is a value.
@@ -86,6 +102,18 @@ pub fn wall_time(unix_s: u64) -> Option<WallTime> {
     found.then_some(WallTime { weekday, minute })
 }
 
+/// Names of zones that are UTC, as the C library takes for a zone that it does not find.
+const ZONES_OF_UTC: [&str; 6] = ["UTC", "UCT", "GMT", "Zulu", "Universal", "Greenwich"];
+
+/// Returns the time zone that the link `localtime` leads to, where that is not there: the C library takes UTC then,
+/// without a word.
+#[must_use]
+pub fn lost_time_zone(localtime: &Path) -> Option<String> {
+    let zone = fs::read_link(localtime).ok().filter(|_| !localtime.exists())?;
+    let is_utc = zone.file_name().is_some_and(|name| ZONES_OF_UTC.iter().any(|utc| *utc == name));
+    (!is_utc).then(|| zone.display().to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Seek, Write};
@@ -102,18 +130,6 @@ mod tests {
         let mut content = vec![1; 8192];
         file.rewind().unwrap();
         file.read_exact(&mut content).unwrap();
-/// Names of zones that are UTC, as the C library takes for a zone that it does not find.
-const ZONES_OF_UTC: [&str; 6] = ["UTC", "UCT", "GMT", "Zulu", "Universal", "Greenwich"];
-
-/// Returns the time zone that the link `localtime` leads to, where that is not there: the C library takes UTC then,
-/// without a word.
-#[must_use]
-pub fn lost_time_zone(localtime: &Path) -> Option<String> {
-    let zone = fs::read_link(localtime).ok().filter(|_| !localtime.exists())?;
-    let is_utc = zone.file_name().is_some_and(|name| ZONES_OF_UTC.iter().any(|utc| *utc == name));
-    (!is_utc).then(|| zone.display().to_string())
-}
-
         assert_eq!(content[8191], 7);
         assert!(content[..4096] == [0; 4096] || content[0] == 7, "given back, or a file system that cannot");
         assert!(reserve(&file, 0..1 << 60).is_err());
@@ -126,6 +142,20 @@ pub fn lost_time_zone(localtime: &Path) -> Option<String> {
         assert_eq!((first.weekday + 2) % 7, later.weekday);
         assert_eq!(first.minute, later.minute);
         assert_eq!(wall_time(u64::MAX), None);
+    }
+
+    #[test]
+    fn a_time_zone_that_is_not_there_is_named_unless_it_is_utc() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("localtime");
+        assert_eq!(lost_time_zone(&path), None, "UTC is meant");
+        std::fs::write(dir.path().join("Vienna"), "TZif2").unwrap();
+        let (there, gone) = (dir.path().join("Vienna"), dir.path().join("US/Pacific"));
+        for (zone, lost) in [(&there, false), (&gone, true), (&dir.path().join("zoneinfo/Etc/UTC"), false)] {
+            std::os::unix::fs::symlink(zone, &path).unwrap();
+            assert_eq!(lost_time_zone(&path), lost.then(|| zone.display().to_string()));
+            std::fs::remove_file(&path).unwrap();
+        }
     }
 
     #[test]
@@ -142,17 +172,3 @@ pub fn lost_time_zone(localtime: &Path) -> Option<String> {
         .unwrap();
     }
 }
-    #[test]
-    fn a_time_zone_that_is_not_there_is_named_unless_it_is_utc() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("localtime");
-        assert_eq!(lost_time_zone(&path), None, "UTC is meant");
-        std::fs::write(dir.path().join("Vienna"), "TZif2").unwrap();
-        let (there, gone) = (dir.path().join("Vienna"), dir.path().join("US/Pacific"));
-        for (zone, lost) in [(&there, false), (&gone, true), (&dir.path().join("zoneinfo/Etc/UTC"), false)] {
-            std::os::unix::fs::symlink(zone, &path).unwrap();
-            assert_eq!(lost_time_zone(&path), lost.then(|| zone.display().to_string()));
-            std::fs::remove_file(&path).unwrap();
-        }
-    }
-

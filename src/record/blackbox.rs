@@ -15,6 +15,7 @@
 
 pub mod drill;
 mod fitting;
+mod in_vain;
 mod losses;
 mod recorder;
 
@@ -275,22 +276,6 @@ impl BlackBox {
             found = Recoveries { serial, count: found.count + 1 };
         }
         found
-    }
-
-    /// Number of recoveries in a row, up to the last one, that were asked for and left the release with this serial
-    /// where it was. The one that brought it was not in vain.
-    #[must_use]
-    pub fn asked_in_vain(&self, serial: u64) -> u32 {
-        let stayed = |attempt: &&Attempt| {
-            attempt.reason == "requested" && attempt.drill.is_none() && attempt.serial == Some(serial)
-        };
-        let mut row = self.attempts.iter().rev().take_while(stayed).peekable();
-        let mut count = 0;
-        while let Some(attempt) = row.next() {
-            let is_first = row.peek().is_none();
-            count += u32::from(!is_first || attempt.outcome != Some(AttemptOutcome::Installed));
-        }
-        count
     }
 
     /// Whether a boot of the installed release, which has this serial, called itself good, as far as the attempts that

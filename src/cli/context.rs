@@ -120,26 +120,37 @@ fn usable(urls: &[String], options: &FetchOptions, journal: &Journal) -> Result<
 
 /// The configuration of the machine, with the options of the command line over it.
 pub(super) fn config(options: &Options, mounted: Option<&MountedState>) -> Result<Config, Failure> {
-    let mut layer = Layer::default();
-    let files = match &options.config {
-        Some(path) => vec![path.clone()],
-        None => directories(mounted).iter().map(|directory| directory.join("reflash.toml")).collect(),
+    let layer = match &options.config {
+        Some(path) => parsed(path)?,
+        None => of_files(directories(mounted).iter().map(|directory| directory.join("reflash.toml")))?,
     };
+    Ok(Config::resolve(layer.overridden_by(layer_of(options)))?)
+}
+
+/// The files of this system and of the recovery partition, as far as they are there, the latter over the former.
+///
+/// What says which release is this robot's counts on the recovery partition alone, if there is one: recovery sees no
+/// file of the system, and would refuse what the system chose by it.
+fn of_files(files: impl Iterator<Item = PathBuf>) -> Result<Layer, Failure> {
+    let mut layer = Layer::default();
     for path in files {
-        let text = files::read_named(&path, MAX_CONFIG_BYTES).and_then(|bytes| {
-            String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.utf8_error()))
-        });
-        match text {
-            Ok(text) => {
-                // Recovery sees that of the recovery partition alone.
-                layer.release.ring = None;
-                layer = layer.overridden_by(Layer::parse(&path.display().to_string(), &text)?);
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound && options.config.is_none() => {}
-            Err(error) => return failure(format!("cannot read {}: {error}", path.display())),
+        (layer.release.ring, layer.release.channel, layer.machine.hardware) = (None, None, None);
+        match path.metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            _ => layer = layer.overridden_by(parsed(&path)?),
         }
     }
-    Ok(Config::resolve(layer.overridden_by(layer_of(options)))?)
+    Ok(layer)
+}
+
+fn parsed(path: &Path) -> Result<Layer, Failure> {
+    let text = files::read_named(path, MAX_CONFIG_BYTES).and_then(|bytes| {
+        String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.utf8_error()))
+    });
+    match text {
+        Ok(text) => Ok(Layer::parse(&path.display().to_string(), &text)?),
+        Err(error) => failure(format!("cannot read {}: {error}", path.display())),
+    }
 }
 
 /// The options that stand for configuration keys. A command that does not take them leaves them unset.
@@ -187,4 +198,31 @@ pub(super) fn keys(options: &Options, mounted: Option<&MountedState>) -> Result<
 fn directories(mounted: Option<&MountedState>) -> Vec<PathBuf> {
     let recovery = mounted.and_then(|mounted| mounted.recovery.clone());
     std::iter::once(PathBuf::from(ETC)).chain(recovery).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::of_files;
+
+    #[test]
+    fn what_says_which_release_is_this_robots_counts_on_the_recovery_partition_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let [system, recovery] = ["system.toml", "recovery.toml"].map(|name| dir.path().join(name));
+        let own = "[release]\nchannel = 'own'\nring = 'own'\nurls = ['file:/own']\n[machine]\nhardware = 'own'\n";
+        std::fs::write(&system, own).unwrap();
+        let read = |files: &[&std::path::PathBuf]| of_files(files.iter().map(|path| (*path).clone())).ok().unwrap();
+        // Not a robot, or one whose recovery partition cannot be read.
+        let layer = read(&[&system]);
+        assert_eq!((layer.release.channel.as_deref(), layer.machine.hardware.as_deref()), (Some("own"), Some("own")));
+        for (text, channel) in [(None, None), (Some("[boot]\ntries = 2\n"), None)]
+            .into_iter()
+            .chain([(Some("[release]\nchannel = 'site'\n"), Some("site"))])
+        {
+            text.into_iter().for_each(|text| std::fs::write(&recovery, text).unwrap());
+            let layer = read(&[&system, &recovery]);
+            assert_eq!(layer.release.channel.as_deref(), channel, "{text:?}");
+            assert_eq!((layer.release.ring, layer.machine.hardware), (None, None), "{text:?}");
+            assert_eq!(layer.release.urls.unwrap(), ["file:/own"]);
+        }
+    }
 }

@@ -19,6 +19,7 @@ use crate::boot::this_boot;
 use crate::chain::chain;
 use crate::jobs::recovery::other;
 use crate::jobs::state::InstalledRecord;
+use crate::jobs::update::{UpdateStore, store};
 use crate::jobs::{drill, shipped, systems};
 use crate::record::blackbox::{BlackBox, Marks};
 use crate::record::journal::Journal;
@@ -78,6 +79,9 @@ fn store(options: &Options) -> Result<String, Failure> {
     }
     let serial = installed.as_ref().map(|record| record.manifest().serial);
     let tries = give_tries(&mounted, serial);
+    if options.state.is_none() {
+        remove_applied(Path::new(store::PATH), serial);
+    }
     let boot_env = mounted.state.boot_env();
     if let Some(Err(error)) = mounted.disk.map(|disk| disk_record::remember(&boot_env, disk)) {
         complain(&format!("this disk cannot be remembered: {}", chain(&error)));
@@ -93,6 +97,18 @@ fn store(options: &Options) -> Result<String, Failure> {
     }
     marked?;
     tries
+}
+
+/// Removes what was fetched of a release that is installed by now, or is older: nothing else does where the system
+/// looks for no update by itself, or writes the next one to its other system, and it may be as large as the image.
+fn remove_applied(directory: &Path, installed: Option<u64>) {
+    let fetched = UpdateStore::open(directory, Path::new("")).ok().map(|store| store.release_id().serial);
+    if fetched.is_some()
+        && fetched <= installed
+        && let Err(error) = UpdateStore::remove(directory)
+    {
+        complain(&format!("what was fetched of a release that is installed stays in {}: {error}", directory.display()));
+    }
 }
 
 /// On a robot with two systems: notes that this one was good, ends its trial, and settles what a return of GRUB to it
@@ -170,5 +186,26 @@ fn leave_mark() {
     let made = fs::create_dir_all(this_boot::DIRECTORY).and_then(|()| fs::write(this_boot::GOOD_MARK, ""));
     if let Err(error) = made {
         complain(&format!("cannot write {}: {error}", this_boot::GOOD_MARK));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::remove_applied;
+    use crate::jobs::floor::ReleaseId;
+    use crate::jobs::update::UpdateStore;
+
+    #[test]
+    fn what_was_fetched_goes_once_it_is_installed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = dir.path().join("update");
+        remove_applied(&store, Some(8));
+        UpdateStore::fill(&store, ReleaseId { serial: 8, digest: [1; 8] }).unwrap();
+        for installed in [None, Some(7)] {
+            remove_applied(&store, installed);
+            assert!(store.join("map").exists(), "{installed:?}");
+        }
+        remove_applied(&store, Some(8));
+        assert!(!store.exists());
     }
 }

@@ -11,8 +11,9 @@ use super::context::safe_start;
 use super::options::Options;
 use crate::flash::threads;
 use crate::jobs::update::standing::{UpdateStanding, UpdateState};
+use crate::sys::clock::now_unix_s;
 use crate::sys::gentle;
-use places::{UpdatePlaces, now_unix_s};
+use places::UpdatePlaces;
 use round::Round;
 
 /// Pause of the timer after a round that failed, seconds.

@@ -105,6 +105,11 @@ impl CertificateClock {
         lock(&self.state).policy.is_sure(now).then_some(now)
     }
 
+    /// The time that the clock would show had nothing moved it, seconds since 1970.
+    pub fn of_hardware(&self) -> u64 {
+        lock(&self.state).policy.unmoved((self.read)())
+    }
+
     /// Takes the creation time of an authentic manifest that is meant for this machine, seconds since 1970. It moves a
     /// clock that seems to be behind, as far as the policy believes it.
     pub fn learn(&self, created_unix_s: u64) {

@@ -220,9 +220,14 @@ impl ClockPolicy {
         self.unsure = !self.is_possible(rtc) || self.floor() > rtc.saturating_add(SKEW_S);
     }
 
+    /// Returns what the hardware clock shows when the clock shows `now`, possible or not.
+    pub fn unmoved(&self, now: u64) -> u64 {
+        now.wrapping_add(self.ahead_s.unwrap_or(0))
+    }
+
     /// What the hardware clock shows when the clock shows `now`, if that is possible.
     fn hardware_clock(&self, now: u64) -> Option<u64> {
-        self.ahead_s.map(|ahead| now.wrapping_add(ahead)).filter(|time| self.is_possible(*time))
+        self.ahead_s.map(|_| self.unmoved(now)).filter(|time| self.is_possible(*time))
     }
 
     /// Notes that the clock was set from one time to another, where it can be as wrong as before.

@@ -15,6 +15,7 @@
 
 pub mod drill;
 mod fitting;
+mod in_vain;
 mod losses;
 mod recorder;
 
@@ -503,6 +504,31 @@ mod tests {
         assert!(lost.len() == 6 && lost[5].starts_with("39 "), "{lost:?}");
         // Older readers know no such member, and one that is not there is empty.
         assert!(!serde_json::to_string(&attempt(1, None)).unwrap().contains("lost"));
+    }
+
+    #[test]
+    fn recoveries_that_were_asked_for_and_changed_nothing_are_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let count = |attempts: &[Attempt]| {
+            let path = dir.path().join("blackbox");
+            let _ = std::fs::remove_file(&path);
+            let mut open = BlackBox::open(&path).unwrap();
+            attempts.iter().for_each(|attempt| open.record(attempt).unwrap());
+            open.asked_in_vain(7)
+        };
+        let asked = |id, outcome| Attempt { reason: "requested".into(), ..attempt(id, outcome) };
+        let (installed, started) = (Some(AttemptOutcome::Installed), Some(AttemptOutcome::Started));
+        assert_eq!(count(&[]), 0);
+        assert_eq!(count(&[asked(1, installed)]), 0, "it brought the release");
+        assert_eq!(count(&[asked(1, installed), asked(2, started), asked(3, installed)]), 2);
+        assert_eq!(count(&[attempt(1, installed), asked(2, started)]), 1);
+        assert_eq!(count(&[attempt(1, installed), asked(2, None)]), 1, "a cut did not help either");
+        assert_eq!(count(&[asked(1, started), attempt(2, started)]), 0, "the last one was for another reason");
+        let other = Attempt { serial: Some(6), ..asked(1, started) };
+        assert_eq!(count(&[other.clone(), asked(2, installed), asked(3, started)]), 1);
+        assert_eq!(count(&[asked(1, started), other]), 0);
+        let drill = Attempt { drill: Some(DrillRecord::of(Vec::new())), ..asked(2, started) };
+        assert_eq!(count(&[asked(1, installed), drill]), 0);
     }
 
     #[test]

@@ -11,6 +11,17 @@ pub fn now() -> SystemTime {
     SystemTime::now()
 }
 
+/// Seconds since 1970, by the system clock.
+pub fn now_unix_s() -> u64 {
+    now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Seconds since this machine was started, whatever its clock shows. 0 where the kernel does not say.
+pub fn uptime_s() -> u64 {
+    let text = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
+    text.split('.').next().and_then(|seconds| seconds.parse().ok()).unwrap_or_default()
+}
+
 /// Sets the system clock to `unix_s` seconds since 1970. The hardware clock is left alone: a machine whose RTC is dead
 /// would lose it anyway, and one whose RTC is right must not have it overwritten by a lower bound.
 ///

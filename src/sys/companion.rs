@@ -16,7 +16,7 @@ use nix::libc;
 use rustix::fs::OFlags;
 
 use super::own_mounts::start_outside;
-use super::{init, signals};
+use super::{gentle, init, signals};
 
 /// A companion that was started. When PID 1 becomes another program, `input` is closed, by which the companion knows.
 #[derive(Debug)]
@@ -133,13 +133,17 @@ pub fn run_within(program: &Path, arguments: &[&str], limit: Duration) -> Option
 }
 
 /// Runs a program whose errors go where those of this process go, and ends it after `limit`, with every process of its
-/// group. Returns how it ended, and what it printed.
+/// group. Returns how it ended, and what it printed. It has the usual priorities, whatever those of this process are:
+/// on a machine that is busy the lowest ones would take it beyond its time.
 ///
 /// # Errors
 /// It cannot be started.
 pub fn run_group_within(program: &Path, arguments: &[&str], limit: Duration) -> io::Result<(Ended, String)> {
     let mut command = Command::new(program);
     command.args(arguments);
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed. This makes three system calls; it neither
+    // allocates nor takes a lock.
+    unsafe { command.pre_exec(gentle::be_usual) };
     run_limited(command, limit)
 }
 
@@ -188,9 +192,23 @@ fn keep_end(mut output: impl Read, text: &Mutex<Vec<u8>>) {
 
 #[cfg(test)]
 mod tests {
-    use super::run_within;
+    use super::{run_group_within, run_within};
+    use crate::sys::gentle::yield_to_all;
     use std::path::Path;
     use std::time::{Duration, Instant};
+
+    #[test]
+    fn a_program_that_has_to_answer_has_the_usual_priorities() {
+        let stat = std::thread::spawn(|| {
+            yield_to_all();
+            run_group_within(Path::new("/bin/cat"), &["/proc/self/stat"], Duration::from_secs(5)).unwrap().1
+        });
+        let stat = stat.join().unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_ascii_whitespace().collect();
+        // proc(5): nice value is field 19, policy field 41. Only root may take them back.
+        let usual = if nix::unistd::geteuid().is_root() { ("0", "0") } else { (fields[16], fields[38]) };
+        assert_eq!((fields[16], fields[38]), usual, "{stat}");
+    }
 
     #[test]
     fn a_program_has_a_deadline_and_its_output_a_bound() {

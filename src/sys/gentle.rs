@@ -2,9 +2,10 @@
 //! the local time that a person means.
 #![allow(unsafe_code)] // priorities and localtime_r, in one place each
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
+use std::path::Path;
 
 use nix::libc;
 use rustix::fs::{Advice, FallocateFlags};
@@ -28,6 +29,22 @@ pub fn yield_to_all() {
         libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_IDLE, std::ptr::from_ref(&parameters));
         libc::syscall(libc::SYS_ioprio_set, IO_OF_PROCESS, 0, IO_IDLE);
     }
+}
+
+/// Takes the usual priorities again, as far as the kernel grants it: for a program that has to answer in time. Between
+/// fork and exec it may be called: it makes three system calls and takes no memory.
+///
+/// # Errors
+/// None: it has the form of what is called there.
+pub fn be_usual() -> io::Result<()> {
+    let parameters = no_priority();
+    // SAFETY: as in `yield_to_all`.
+    unsafe {
+        libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_OTHER, std::ptr::from_ref(&parameters));
+        libc::setpriority(libc::PRIO_PROCESS, 0, 0);
+        libc::syscall(libc::SYS_ioprio_set, IO_OF_PROCESS, 0, 0 as libc::c_long);
+    }
+    Ok(())
 }
 
 /// Priority 0, the only one of these classes. The reserved fields of the structure differ between C libraries.
@@ -85,11 +102,23 @@ pub fn wall_time(unix_s: u64) -> Option<WallTime> {
     found.then_some(WallTime { weekday, minute })
 }
 
+/// Names of zones that are UTC, as the C library takes for a zone that it does not find.
+const ZONES_OF_UTC: [&str; 6] = ["UTC", "UCT", "GMT", "Zulu", "Universal", "Greenwich"];
+
+/// Returns the time zone that the link `localtime` leads to, where that is not there: the C library takes UTC then,
+/// without a word.
+#[must_use]
+pub fn lost_time_zone(localtime: &Path) -> Option<String> {
+    let zone = fs::read_link(localtime).ok().filter(|_| !localtime.exists())?;
+    let is_utc = zone.file_name().is_some_and(|name| ZONES_OF_UTC.iter().any(|utc| *utc == name));
+    (!is_utc).then(|| zone.display().to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Seek, Write};
 
-    use super::{give_back, reserve, wall_time, yield_to_all};
+    use super::{give_back, lost_time_zone, reserve, wall_time, yield_to_all};
 
     #[test]
     fn room_is_reserved_and_given_back() {
@@ -113,6 +142,20 @@ mod tests {
         assert_eq!((first.weekday + 2) % 7, later.weekday);
         assert_eq!(first.minute, later.minute);
         assert_eq!(wall_time(u64::MAX), None);
+    }
+
+    #[test]
+    fn a_time_zone_that_is_not_there_is_named_unless_it_is_utc() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("localtime");
+        assert_eq!(lost_time_zone(&path), None, "UTC is meant");
+        std::fs::write(dir.path().join("Vienna"), "TZif2").unwrap();
+        let (there, gone) = (dir.path().join("Vienna"), dir.path().join("US/Pacific"));
+        for (zone, lost) in [(&there, false), (&gone, true), (&dir.path().join("zoneinfo/Etc/UTC"), false)] {
+            std::os::unix::fs::symlink(zone, &path).unwrap();
+            assert_eq!(lost_time_zone(&path), lost.then(|| zone.display().to_string()));
+            std::fs::remove_file(&path).unwrap();
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use reflash::cli::answer::Exit;
 use reflash::fetch::Directory;
 use reflash::flash::target::DeviceTarget;
 use reflash::jobs::state::StatePartition;
+use reflash::record::blackbox::{Attempt, AttemptOutcome, BlackBox};
 use reflash::release::digest::Digest;
 use serde_json::Value;
 
@@ -252,6 +253,46 @@ fn whether_the_release_still_stands_is_asked_before_every_restart() {
     machine.looked_at(now_unix_s() - 1200);
     assert_eq!(machine.update(&["--background"]), Exit::Done);
     assert_eq!((machine.env().get(names::REQUEST), machine.env().get(names::NEXT_ENTRY)), (None, None));
+}
+
+/// Nothing is learned by asking at once again what recovery has just been asked in vain.
+#[test]
+fn an_update_that_recovery_did_not_apply_rests_and_a_person_need_not_wait() {
+    let mut machine = Machine::new();
+    let installed = machine.fixture.released.manifest.serial;
+    machine.publish_next("2");
+    machine.configure("automatic = 'apply'");
+    let mut black_box = BlackBox::open(&StatePartition::new(&machine.path("state")).blackbox_path()).unwrap();
+    let mut asked = |outcome| {
+        let attempt = Attempt {
+            id: black_box.next_id(),
+            reason: "requested".into(),
+            serial: Some(installed),
+            outcome: Some(outcome),
+            ..Attempt::default()
+        };
+        black_box.record(&attempt).unwrap();
+    };
+    asked(AttemptOutcome::Installed);
+    asked(AttemptOutcome::Started);
+    assert_eq!(machine.update(&["--background"]), Exit::Done);
+    assert_eq!((machine.state_word().as_str(), machine.env().get(names::REQUEST)), ("waiting", None));
+    assert!(machine.sentence().contains("1 h of this start, since recovery was asked once"), "{}", machine.sentence());
+    // A later round asks no server, and rests too.
+    let away = machine.fixture.tree().with_extension("away");
+    fs::rename(machine.fixture.tree(), &away).unwrap();
+    machine.looked_at(now_unix_s() - 60);
+    asked(AttemptOutcome::Started);
+    assert_eq!(machine.update(&["--background"]), Exit::Done);
+    assert!(machine.sentence().contains("2 h of this start"), "{}", machine.sentence());
+    assert!(machine.standing()["next_unix_s"].as_u64().unwrap() > now_unix_s() + 600);
+    fs::rename(&away, machine.fixture.tree()).unwrap();
+    assert_eq!(machine.update(&["--apply"]), Exit::Done);
+    assert_eq!(machine.state_word(), "requested");
+    // What is asked for is not held up by it.
+    machine.looked_at(now_unix_s() - 60);
+    assert_eq!(machine.update(&["--background"]), Exit::Done);
+    assert!(machine.sentence().ends_with("the next start applies it"), "{}", machine.sentence());
 }
 
 #[test]

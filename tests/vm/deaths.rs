@@ -15,8 +15,8 @@ use super::fallback::tiny_image;
 use crate::support::Fixture;
 
 /// What GRUB gives the kernel beside what it needs. An emulated machine on a busy host now and then fails the kernel's
-/// test of its timer, and stands still: of more than a hundred boots one did. Where the kernel stands for another reason,
-/// its messages say where.
+/// test of its timer, and stands still: of more than a hundred boots one did. Where the kernel stands for another
+/// reason, its messages say where.
 const SCRIPT: &str =
     "set consoles=\"console=tty0 console=ttyS0,115200 sysrq_always_enabled no_timer_check ignore_loglevel\"\n";
 /// What PID 1 says of each death.

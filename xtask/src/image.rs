@@ -54,7 +54,7 @@ use crate::kernel::Kernel;
 use crate::paths::{Paths, create_parent, output_file};
 use crate::project::needed;
 use crate::recipe::Recipe;
-use crate::{agent, notices, room, step};
+use crate::{agent, notices, room, step, trusted};
 
 /// Options of `image`.
 #[derive(Debug, clap::Args)]
@@ -74,6 +74,10 @@ pub struct ImageArgs {
     /// Use the packages of the last build, although their archives may have newer ones.
     #[arg(long, conflicts_with = "fresh")]
     keep_packages: bool,
+    /// Public key that the commands of the running system trust, as the recovery of the same release does; repeat for
+    /// several.
+    #[arg(long = "key", value_name = "FILE.pub")]
+    pub keys: Vec<PathBuf>,
 }
 
 /// Builds an image as the command line says.
@@ -82,7 +86,7 @@ pub struct ImageArgs {
 /// The first step that fails, with the output of its tool.
 pub fn run(args: &ImageArgs, paths: &Paths, assume_yes: bool) -> Result<()> {
     let (previous, keep_packages) = (args.previous.as_deref(), args.keep_packages);
-    let options = ImageOptions { previous, fresh: args.fresh, keep_packages, assume_yes };
+    let options = ImageOptions { previous, fresh: args.fresh, keep_packages, assume_yes, keys: &args.keys };
     let out = output_file(args.out.clone().unwrap_or_else(|| paths.dist().join("system.img")))?;
     let recipe = needed(args.recipe.as_deref(), "the recipe", "recipe")?;
     build(paths, recipe, &out, &options).map(drop)
@@ -99,6 +103,8 @@ pub struct ImageOptions<'a> {
     pub keep_packages: bool,
     /// Install missing packages of the host without asking.
     pub assume_yes: bool,
+    /// Public keys for the commands of the running system.
+    pub keys: &'a [PathBuf],
 }
 
 /// Room that the smallest image with a kernel takes while it is built: packages, tree, commit and image.
@@ -110,7 +116,8 @@ const FIRST_IMAGE_BYTES: u64 = 1_500_000_000;
 /// The first step that fails, with the output of its tool.
 pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &ImageOptions<'_>) -> Result<Description> {
     let directory = directory_of(recipe).to_owned();
-    let recipe = Recipe::load(recipe)?;
+    let mut recipe = Recipe::load(recipe)?;
+    recipe.files.extend(trusted::of_image(options.keys, &recipe.files)?);
     named::check(&recipe, &directory)?;
     if let Some(file) = named::without_keys(&recipe, &directory) {
         eprintln!("  nobody will be able to log in by ssh: {} has no key", file.display());

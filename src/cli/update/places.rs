@@ -2,14 +2,14 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use crate::boot::this_boot;
 use crate::cli::answer::Failure;
 use crate::cli::options::Options;
 use crate::jobs::update::standing::StandingFile;
 use crate::jobs::update::store;
-use crate::sys::{clock, turn};
+use crate::sys::turn;
 
 /// Name of a store that is in memory.
 const IN_MEMORY: &str = "update-store";
@@ -65,11 +65,6 @@ impl UpdatePlaces {
         fs::create_dir_all(&self.record)?;
         Ok(turn::of_file(&self.record.join("update.lock"), Duration::ZERO)?)
     }
-}
-
-/// Seconds since 1970, by the clock of this machine.
-pub(super) fn now_unix_s() -> u64 {
-    clock::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]

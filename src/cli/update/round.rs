@@ -1,20 +1,20 @@
 //! One round of an update: look, fetch, wait for the moment, restart.
 
 mod applying;
+mod waiting;
 
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::places::{UpdatePlaces, now_unix_s};
+use super::places::UpdatePlaces;
 use crate::boot::env::BootEnvError;
 use crate::boot::request::UpdatePermission;
-use crate::boot::this_boot;
 use crate::chain::chain;
 use crate::cli::answer::{Exit, Failure, complain, failure};
 use crate::cli::context::{self, Context, this_machine};
-use crate::cli::mounted::{MountedState, own_partuuid};
+use crate::cli::mounted::MountedState;
 use crate::cli::newer::note_seen;
 use crate::cli::options::Options;
 use crate::cli::other_system::is_restart_due;
@@ -26,16 +26,16 @@ use crate::jobs::recovery::other::scripts_know_two;
 use crate::jobs::recovery::{self, LeftOut, RecoveryError, RecoveryJob};
 use crate::jobs::state::{InstalledRecord, Release};
 use crate::jobs::update::standing::{UpdateStanding, UpdateState};
-use crate::jobs::update::{UpdateStore, moment, permission};
-use crate::machine::config::{Automatic, Config};
+use crate::jobs::update::{UpdateStore, permission};
+use crate::machine::config::Config;
+use crate::record::blackbox::BlackBox;
 use crate::record::progress::bytes;
 use crate::record::report;
 use crate::release::manifest::Manifest;
+use crate::sys::clock::now_unix_s;
 
 /// How often a release is fetched in one round, where it is replaced by the next each time.
 const ATTEMPTS: u32 = 3;
-/// Time for which a system that does nothing by itself is left alone, seconds.
-const OFF_S: u64 = 3600;
 /// Time after which a server that lags behind, or a fact, is asked for again, seconds: the next run of the timer.
 const SOON_S: u64 = 600;
 
@@ -54,6 +54,8 @@ pub(super) struct Round<'a> {
     is_beside: bool,
     /// Whether the next start applies what was fetched, or is of the system that it was written to.
     is_asked: bool,
+    /// Recoveries in a row that were asked for and did not install another release.
+    in_vain: u32,
 }
 
 /// What is known of the machine, after which none of its partitions is mounted any more.
@@ -101,7 +103,7 @@ impl<'a> Round<'a> {
         standing.offered = offered.0.map(str::to_owned).zip(offered.1);
         // In memory, and so of this boot.
         let is_asked = before["state"] == UpdateState::Requested.word();
-        Self { options, places, standing, post: None, is_beside: false, is_asked }
+        Self { options, places, standing, post: None, is_beside: false, is_asked, in_vain: 0 }
     }
 
     /// Says last, and whatever else this round has met, that the next start applies what was fetched.
@@ -138,56 +140,6 @@ impl<'a> Round<'a> {
         }
         let machine = self.read_machine(config)?;
         self.look_fetch_and_apply(&machine)
-    }
-
-    /// Whether a round in the background ends here, without a network and without a write to any partition.
-    fn has_nothing_to_do(&mut self, config: &Config) -> bool {
-        if config.update_automatic == Automatic::Off {
-            self.set(UpdateState::Off, "the system looks for no update by itself (update.automatic)");
-            self.standing.next_unix_s = Some(now_unix_s() + OFF_S);
-            return true;
-        }
-        // What the next start was asked for may have been changed since: the environment says that, and no memory.
-        let is_complete = UpdateStore::open(self.store(), Path::new("")).is_ok_and(|store| store.is_complete());
-        !self.is_asked && is_complete && !self.is_due(config) && self.waits(config)
-    }
-
-    /// Whether the servers are to be asked again.
-    fn is_due(&self, config: &Config) -> bool {
-        self.looked_s_ago() >= u64::from(config.update_look_h) * 3600
-    }
-
-    fn looked_s_ago(&self) -> u64 {
-        now_unix_s().abs_diff(self.standing.looked_unix_s.unwrap_or_default())
-    }
-
-    /// Whether something is waited for, which the standing then says.
-    fn waits(&mut self, config: &Config) -> bool {
-        let mut waits_for: Vec<String> = Vec::new();
-        if self.options.background {
-            if config.update_automatic != Automatic::Apply {
-                self.set(UpdateState::Fetched, &self.fetched("`reflash update --apply` applies it"));
-                return true;
-            }
-            if self.is_this_machine() && !Path::new(this_boot::GOOD_MARK).exists() {
-                waits_for.push("this boot to call itself good".to_owned());
-            }
-            waits_for.extend(moment::closed_now(&config.update_windows, now_unix_s()));
-        }
-        // What the robot's programs look at may take a minute each.
-        if waits_for.is_empty() {
-            waits_for = moment::objections(&moment::DIRECTORIES.map(Path::new));
-        }
-        if waits_for.is_empty() {
-            return false;
-        }
-        self.set(UpdateState::Waiting, &self.fetched(&format!("waits for {}", waits_for.join("; "))));
-        self.standing.waits_for = waits_for;
-        true
-    }
-
-    fn is_this_machine(&self) -> bool {
-        self.options.state.is_none() && own_partuuid().is_some()
     }
 
     fn set(&mut self, state: UpdateState, sentence: &str) {
@@ -240,6 +192,9 @@ impl<'a> Round<'a> {
         let other_state = mounted.state.of_system(mounted.state.system().other());
         let on_other = other_state.record(job.resources.keys).filter(|_| is_switched).map(|record| record.id());
         drop(job);
+        // With two systems no recovery is asked for.
+        let black_box = BlackBox::open_read_only(&mounted.state.blackbox_path()).ok().filter(|_| !self.is_beside);
+        self.in_vain = black_box.map_or(0, |black_box| black_box.asked_in_vain(record.manifest().serial));
         let boot_code = BootPieces::read(&mounted.state);
         let other = mounted.other.clone().filter(|_| self.is_beside);
         Ok(Machine { context, target, record, floor, boot_code, other, pending, is_switched, on_other })
@@ -258,6 +213,11 @@ impl<'a> Round<'a> {
         }
         // The restart may have waited for hours, in which the release was halted.
         if is_to_restart && self.waits(config) {
+            return self.not_now();
+        }
+        // The servers need not be asked about what is not applied yet.
+        let is_idle = self.in_vain > 0 && self.options.background && !self.is_asked && !is_due && self.has_all();
+        if is_idle && self.waits(config) {
             return self.not_now();
         }
         let mut job = machine.context.job(&machine.target, false);

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::boot::decide::growing_hours;
 use crate::jobs::health::programs::{self, NoProgram, shown};
 use crate::machine::clock;
 use crate::machine::config::RestartWindow;
@@ -20,6 +21,8 @@ use crate::sys::gentle::{self, WallTime};
 pub const DIRECTORIES: [&str; 2] = ["/etc/reflash/update.d", "/usr/lib/reflash/update.d"];
 /// Time for one of those programs, after which it counts as one that does not agree.
 pub const LIMIT: Duration = Duration::from_secs(60);
+/// Longest rest after recoveries in vain, hours: also a robot that is switched off every night comes to its end.
+const LONGEST_REST_H: u32 = 6;
 /// Program of systemd that asks over the bus. What it prints is documented, unlike the files of the login manager.
 const BUSCTL: &str = "/usr/bin/busctl";
 const LOCKS: &[&str] = &[
@@ -42,15 +45,25 @@ const UNITS: [&str; 3] = [
 /// Time for its answer.
 const BUSCTL_LIMIT: Duration = Duration::from_secs(10);
 
-/// Says what time is waited for; `None` while a window is open, or where there is none. Pure.
+/// Says what time is waited for; `None` while a window is open, or where there is none. `Err` names a time zone that is
+/// not there: by UTC a robot would restart in the middle of its day. Pure.
 #[must_use]
-pub fn closed(windows: &[RestartWindow], unix_s: u64, time: Option<WallTime>) -> Option<String> {
+pub fn closed(windows: &[RestartWindow], unix_s: u64, time: Result<Option<WallTime>, String>) -> Option<String> {
     if windows.is_empty() {
         return None;
     }
     let named = windows.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let is_possible = (clock::BUILD_TIME..clock::BUILD_TIME.saturating_add(clock::FAR_S)).contains(&unix_s);
-    match time.filter(|_| is_possible) {
+    let time = match time {
+        Ok(time) => time.filter(|_| is_possible),
+        Err(zone) => {
+            return Some(format!(
+                "the time {named}: the time zone {zone} of /etc/localtime is not in this system, so that the local time \
+                 is not known; `timedatectl set-timezone` sets another"
+            ));
+        }
+    };
+    match time {
         None => Some(format!("the time {named}: the clock of this machine cannot be right")),
         Some(WallTime { weekday, minute }) if windows.iter().any(|window| window.is_open(weekday, minute)) => None,
         Some(_) => Some(format!("the time {named}")),
@@ -60,7 +73,24 @@ pub fn closed(windows: &[RestartWindow], unix_s: u64, time: Option<WallTime>) ->
 /// Says what time is waited for now.
 #[must_use]
 pub fn closed_now(windows: &[RestartWindow], unix_s: u64) -> Option<String> {
-    closed(windows, unix_s, gentle::wall_time(unix_s))
+    let lost = gentle::lost_time_zone(Path::new("/etc/localtime"));
+    closed(windows, unix_s, lost.map_or_else(|| Ok(gentle::wall_time(unix_s)), Err))
+}
+
+/// Says what is waited for after so many recoveries in vain; `None` once this start is old enough. Pure.
+///
+/// What keeps recovery from applying an update mostly lasts, and each attempt is minutes without the robot. It goes by
+/// the time since the start, for the clocks of recovery and system may differ.
+#[must_use]
+pub fn rest_after(in_vain: u32, uptime_s: u64) -> Option<String> {
+    let hours = growing_hours(in_vain.checked_sub(1)?).min(LONGEST_REST_H);
+    (uptime_s < u64::from(hours) * 3600).then(|| {
+        let times = if in_vain == 1 { "once".to_owned() } else { format!("{in_vain} times") };
+        format!(
+            "{hours} h of this start, since recovery was asked {times} and installed nothing else: `reflash status` \
+             has its warnings, `reflash update --apply` tries it now"
+        )
+    })
 }
 
 /// Asks the robot's own programs and the locks of running ones, and says what each waits for.
@@ -132,7 +162,7 @@ fn locks(answer: &str) -> Option<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{LoginManager, closed, locks, objections};
+    use super::{LoginManager, closed, locks, objections, rest_after};
     use crate::machine::clock::BUILD_TIME;
     use crate::sys::gentle::WallTime;
 
@@ -140,7 +170,10 @@ mod tests {
     fn a_window_needs_a_clock_that_can_be_right() {
         let windows = ["Sat 22:00-06:00".parse().unwrap(), "12:00-13:00".parse().unwrap()];
         let at = |weekday, hours: u16| Some(WallTime { weekday, minute: hours * 60 });
-        assert_eq!(closed(&[], 0, None), None);
+        assert_eq!(closed(&[], 0, Ok(None)), None);
+        assert_eq!(closed(&[], 0, Err("US/Pacific".into())), None);
+        let lost = closed(&windows, BUILD_TIME, Err("US/Pacific".into())).unwrap();
+        assert!(lost.contains("US/Pacific") && lost.contains("set-timezone"), "{lost}");
         for (unix_s, time, open) in [
             (BUILD_TIME, at(6, 5), true),
             (BUILD_TIME, at(2, 12), true),
@@ -149,10 +182,20 @@ mod tests {
             (u64::MAX, at(2, 12), false),
             (BUILD_TIME, None, false),
         ] {
-            assert_eq!(closed(&windows, unix_s, time).is_none(), open, "{unix_s} {time:?}");
+            assert_eq!(closed(&windows, unix_s, Ok(time)).is_none(), open, "{unix_s} {time:?}");
         }
-        assert!(closed(&windows, 5, at(2, 12)).unwrap().contains("clock"));
-        assert_eq!(closed(&windows, BUILD_TIME, at(2, 11)).unwrap(), "the time Sat 22:00-06:00, 12:00-13:00");
+        assert!(closed(&windows, 5, Ok(at(2, 12))).unwrap().contains("clock"));
+        assert_eq!(closed(&windows, BUILD_TIME, Ok(at(2, 11))).unwrap(), "the time Sat 22:00-06:00, 12:00-13:00");
+    }
+
+    #[test]
+    fn what_was_in_vain_is_tried_again_with_a_growing_rest() {
+        assert_eq!(rest_after(0, 0), None);
+        for (in_vain, hours) in [(1, 1), (2, 2), (3, 4), (4, 6), (16, 6), (u32::MAX, 6)] {
+            let said = rest_after(in_vain, hours * 3600 - 1).unwrap();
+            assert!(said.starts_with(&format!("{hours} h of this start")), "{said}");
+            assert_eq!(rest_after(in_vain, hours * 3600), None, "{in_vain}");
+        }
     }
 
     #[test]

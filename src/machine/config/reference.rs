@@ -23,7 +23,8 @@ The commands of the running system (`reflash update`, `reflash request newer`, `
 3. the options of the command line, such as `--url` and `--channel`.
 
 So a release can set what the recovery partition leaves open, for the running system alone: recovery never reads a file
-of the system. `--config FILE` takes the place of both files.
+of the system. What says which release is the robot's (`release.channel`, `release.ring`, `machine.hardware`) counts on
+the recovery partition alone, so that both decide alike. `--config FILE` takes the place of both files.
 
 A command, the builder and provisioning refuse a key that is not known with its name and line, and so a value that is out
 of range. A recovery, and the start of a system, have nobody to ask: they leave out such a key with a warning, which the

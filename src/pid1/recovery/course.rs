@@ -110,7 +110,9 @@ fn fetch(
         return Ok(Some(next));
     }
     let only_waits = decide::without_release(situation) == WithoutRelease::Wait;
-    let mut deadline = (!only_waits).then(|| setup.began + setup.config.offline);
+    // What was cut can be finished by what the system has fetched.
+    let has_other_way = !only_waits || setup.staged.is_some();
+    let mut deadline = has_other_way.then(|| setup.began + setup.config.offline);
     if sources::are_at_hand(&setup.config, &setup.journal) {
         if is_undo {
             return undo_with(setup, mirrors, job, situation.system);
@@ -122,6 +124,9 @@ fn fetch(
     let online = loop {
         if let Some(online) = Online::bring_up(setup, deadline)? {
             break online;
+        }
+        if let Some(next) = staged::without_network(&Online::without_network(setup), mirrors, job) {
+            return Ok(Some(next));
         }
         match without_release(setup, job, "no release is available", None)? {
             Instead::Done(next) => return Ok(Some(next)),

@@ -7,14 +7,14 @@ use super::ending::{NextState, READING_TIME};
 use super::error::SetupError;
 use super::online::{Online, USB_POLL};
 use super::setup::Setup;
+use super::staged;
 use super::without::{HOUR, Instead, without_release};
 use crate::boot::decide::{self, Recoveries};
 use crate::chain::chain;
 use crate::fetch::{self, Mirrors, RetryPolicy, Source};
-use crate::jobs::recovery::{self, Policy, RecoveryError, RecoveryJob, RecoveryReport};
+use crate::jobs::recovery::{self, Policy, RecoveryError, RecoveryJob};
 use crate::jobs::state::Release;
 use crate::net::RequestOutcomes;
-use crate::pid1::worker;
 use crate::record::blackbox::{AttemptOutcome, Recorder};
 use crate::record::event::Event;
 use crate::record::journal::Phase;
@@ -58,7 +58,7 @@ pub(super) fn until_installed(
         let release = found.as_ref().ok().map(Release::id);
         let installs = |release| recovery::install(job, setup.record.as_ref(), release);
         let error = match found.and_then(installs) {
-            Ok(report) => return Ok(installed(online, &report, started)),
+            Ok(report) => return Ok(online.installed(&report, started)),
             Err(error) => error,
         };
         journal.warn(&chain(&error));
@@ -78,6 +78,12 @@ pub(super) fn until_installed(
             && (Instant::now() >= until
                 || !rests && refused && (setup.reason.is_requested() || wanted == WantedRelease::Newer))
         {
+            if !is_known
+                && !refused
+                && let Some(next) = staged::without_network(online, &mirrors, job)
+            {
+                return Ok(next);
+            }
             let why = match (is_known, refused) {
                 (true, _) => "there is no newer release",
                 (false, true) => "the release is refused",
@@ -145,7 +151,7 @@ pub(super) fn until_another(
         let release = recovery::fetch_release(&job.with_source(&once), setup.record.as_ref());
         let started = Instant::now();
         let error = match release.and_then(|release| recovery::install(&job, setup.record.as_ref(), release)) {
-            Ok(report) => return Ok(Some(installed(online, &report, started))),
+            Ok(report) => return Ok(Some(online.installed(&report, started))),
             Err(error) => error,
         };
         note_poll(&setup.outcomes, &error);
@@ -171,13 +177,6 @@ fn note_poll(outcomes: &RequestOutcomes, error: &RecoveryError) {
     if !error.is_nothing_new() {
         outcomes.failed();
     }
-}
-
-pub(super) fn installed(online: &Online<'_>, report: &RecoveryReport, started: Instant) -> NextState {
-    worker::done();
-    online.finish(AttemptOutcome::Installed);
-    let seconds = started.elapsed().as_secs();
-    NextState::Reboot(format!("{} is installed after {seconds} s: starting it", report.version))
 }
 
 /// Installs the recorded release again, since the offered one is of no use. Its objects may still be there, and be

@@ -4,15 +4,17 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use super::ending::NextState;
 use super::error::SetupError;
 use super::setup::Setup;
 use crate::chain::chain;
 use crate::fetch::{CertificateClock, FetchOptions, Source};
+use crate::jobs::recovery::RecoveryReport;
 use crate::machine::config::Config;
 use crate::net::{self, NetError, NetworkOptions, RequestOutcomes, Stop};
 use crate::pid1::background::background;
 use crate::pid1::link::{Handover, WorkPart};
-use crate::pid1::worker::within;
+use crate::pid1::worker::{self, within};
 use crate::record::blackbox::AttemptOutcome;
 use crate::record::journal::{Journal, Phase};
 use crate::record::report::{Ending, Pending, Poster, ReportedMachine};
@@ -79,6 +81,14 @@ impl<'a> Online<'a> {
     pub(super) fn finish(&self, outcome: AttemptOutcome) {
         self.settle(outcome.into());
         self.setup.finish(outcome);
+    }
+
+    /// Posts and records that a release is installed.
+    pub(super) fn installed(&self, report: &RecoveryReport, started: Instant) -> NextState {
+        worker::done();
+        self.finish(AttemptOutcome::Installed);
+        let seconds = started.elapsed().as_secs();
+        NextState::Reboot(format!("{} is installed after {seconds} s: starting it", report.version))
     }
 
     /// Posts the last reports before the restart, and takes the network down.

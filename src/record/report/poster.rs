@@ -9,6 +9,7 @@ use crate::fetch::{self, FetchError, FetchErrorKind, FetchOptions, Http};
 use crate::record::event::{Entry, Event, cut};
 use crate::record::journal::Journal;
 use crate::record::wire::{self, Open, ReportedProgress};
+use crate::sys::clock;
 use crate::sys::thread::{background, lock};
 
 /// Pause between two posts while bytes move and sentences are reported.
@@ -174,7 +175,7 @@ fn post_all(shared: &Shared, machine: &ReportedMachine, http: &Http, journal: &J
     let mut last: Option<Instant> = None;
     while let Some((progress, is_last)) = shared.next(last, failures) {
         sequence += 1;
-        let progress = ReportedProgress { sequence, uptime_s: uptime_s(), ..progress };
+        let progress = ReportedProgress { sequence, uptime_s: clock::uptime_s(), ..progress };
         match wire::progress_post(machine, &progress).map(|document| http.post_json(&document)) {
             Ok(Ok(())) => failures = 0,
             Ok(Err(error)) => {
@@ -217,11 +218,6 @@ impl Shared {
         state.news = News::None;
         Some((state.progress.clone(), state.stage == Stage::Closing))
     }
-}
-
-fn uptime_s() -> u64 {
-    let text = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
-    text.split('.').next().and_then(|seconds| seconds.parse().ok()).unwrap_or_default()
 }
 
 #[cfg(test)]

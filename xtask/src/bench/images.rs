@@ -92,7 +92,7 @@ fn built(paths: &Paths, assume_yes: bool, place: &Path) -> Result<Four> {
         fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
         // The figures compare states of the archive that belong together.
         let previous = previous.map(PathBuf::as_path);
-        let options = image::ImageOptions { fresh: false, keep_packages: true, assume_yes, previous };
+        let options = image::ImageOptions { fresh: false, keep_packages: true, assume_yes, previous, keys: &[] };
         image::build(paths, &file, &out, &options)?;
     }
     Ok((old, Some(place.join("small.img")), Some(place.join("stable.img")), Some(place.join("large.img"))))

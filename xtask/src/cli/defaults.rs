@@ -21,6 +21,7 @@ pub fn take(command: &mut BuilderCommand, places: &mut PlaceArgs, project: &Proj
         BuilderCommand::Initramfs(args) => list(&mut args.keys, &project.keys.public),
         BuilderCommand::Image(args) => {
             or(&mut args.recipe, || project.recipe.clone());
+            list(&mut args.keys, &project.keys.public);
             // The first image has none before it.
             or(&mut args.previous, || Some(released()).filter(|path| path.is_file()));
         }
@@ -183,6 +184,7 @@ mod tests {
     fn every_command_of_the_chain_takes_what_it_needs() {
         assert_eq!(args!(&["image"], Image).recipe, Some("/p/r.toml".into()));
         assert_eq!(args!(&["image", "other.toml"], Image).recipe, Some("other.toml".into()));
+        assert_eq!(args!(&["image"], Image).keys, [Path::new("/p/keys/k.pub")]);
         assert_eq!(args!(&["image"], Image).previous, None, "there is no image before the first");
         assert_eq!(args!(&["initramfs"], Initramfs).keys, [Path::new("/p/keys/k.pub")]);
         assert_eq!(args!(&["keygen"], Keygen).out, Some("/p/keys".into()));

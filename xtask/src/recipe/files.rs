@@ -35,6 +35,12 @@ fn default_mode() -> String {
 }
 
 impl FileEntry {
+    /// A file with this content, which everybody may read.
+    #[must_use]
+    pub fn of_text(path: PathBuf, text: String) -> Self {
+        Self { path, source: None, text: Some(text), mode: default_mode(), owner: None }
+    }
+
     /// Returns the permission bits.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ pub(super) struct RobotPost {
     boot: Option<PostedBoot>,
     /// Time at which a server took the post, if it notes that.
     #[serde(default)]
-    received_unix_s: Option<u64>,
+    pub(super) received_unix_s: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -100,12 +100,13 @@ impl Failures {
     }
 
     /// Forgets the failures of a release that were reported before this time, or at no known one: a person has judged
-    /// them. Those that are read again later count as little.
-    pub fn forget_before(&mut self, serial: u64, unix_s: u64) {
+    /// them. Those that are read again later count as little. Returns the number of those of no known time.
+    pub fn forget_before(&mut self, serial: u64, unix_s: u64) -> usize {
         self.judged_unix_s.insert(serial, unix_s);
-        if let Some(failed) = self.failed.get_mut(&serial) {
-            failed.retain(|_, failure| failure.received_unix_s.is_some_and(|received| received >= unix_s));
-        }
+        let Some(failed) = self.failed.get_mut(&serial) else { return 0 };
+        let undated = failed.values().filter(|failure| failure.received_unix_s.is_none()).count();
+        failed.retain(|_, failure| failure.received_unix_s.is_some_and(|received| received >= unix_s));
+        undated
     }
 
     /// Number of failures that were read after a person had let their release go on, and count as judged by their time:

@@ -174,7 +174,9 @@ impl Reports {
     /// line feed, counts once it is a post, and as none once it `stays`.
     fn read_on(&mut self, file: &mut File, now: &mut ReadFile, stays: bool) -> std::io::Result<()> {
         let size = now.identity.2;
-        if now.taken == 0 && size <= MAX_POST_BYTES && self.take(&part(file, 0, size)?) {
+        // A file that is one post came with it.
+        let came_unix_s = u64::try_from(now.identity.3).ok();
+        if now.taken == 0 && size <= MAX_POST_BYTES && self.take(&part(file, 0, size)?, came_unix_s) {
             now.taken = size;
             return Ok(());
         }
@@ -200,7 +202,7 @@ impl Reports {
                 rest.clear();
             }
         }
-        if !rest.is_empty() && self.take(&rest) {
+        if !rest.is_empty() && self.take(&rest, None) {
             now.taken = at;
         } else if !rest.trim_ascii().is_empty() && stays {
             (self.others, now.is_rest_counted) = (self.others + 1, true);
@@ -209,15 +211,17 @@ impl Reports {
     }
 
     fn take_line(&mut self, line: &[u8]) {
-        if !line.trim_ascii().is_empty() && !self.take(line) {
+        if !line.trim_ascii().is_empty() && !self.take(line, None) {
             self.others += 1;
         }
     }
 
-    /// Takes one post. Returns whether it was one.
-    fn take(&mut self, bytes: &[u8]) -> bool {
-        let post = serde_json::from_slice::<RobotPost>(bytes);
-        post.map(|post| self.failures.take(&post, self.product.as_deref())).is_ok()
+    /// Takes one post, which came at that time unless it says another. Returns whether it was one.
+    fn take(&mut self, bytes: &[u8], came_unix_s: Option<u64>) -> bool {
+        let Ok(mut post) = serde_json::from_slice::<RobotPost>(bytes) else { return false };
+        post.received_unix_s = post.received_unix_s.or(came_unix_s);
+        self.failures.take(&post, self.product.as_deref());
+        true
     }
 }
 
@@ -315,11 +319,11 @@ mod tests {
         reports.read_new();
         assert_eq!(failed(&reports, 8).len(), 7);
         // Posts of before a roll-out went on do not stop it again.
-        reports.failures_mut().forget_before(8, 100);
-        assert!(failed(&reports, 8).is_empty());
+        assert_eq!(reports.failures_mut().forget_before(8, 100), 6);
+        assert_eq!(failed(&reports, 8), ["r8"], "its file says when it came");
         std::fs::write(&path, post("r0", &undone)).unwrap();
         reports.read_new();
-        assert_eq!(failed(&reports, 8), ["r0"], "a file that was begun anew");
+        assert_eq!(failed(&reports, 8), ["r0", "r8"], "a file that was begun anew");
     }
 
     /// Servers keep posts in many ways; none may leave a failing release unnoticed.
@@ -353,6 +357,26 @@ mod tests {
         assert_eq!(read(&path("rubbish")).others(), 3);
     }
 
+    /// A watcher that is started anew reads what was judged again, and has to tell it from what came later.
+    #[test]
+    fn the_time_of_a_file_with_one_post_is_when_that_came() {
+        let dir = tempfile::tempdir().unwrap();
+        let judged_unix_s = 1_800_000_000;
+        for (robot, unix_s) in [("r0", judged_unix_s - 5), ("r1", judged_unix_s + 5)] {
+            let path = dir.path().join(robot);
+            std::fs::write(&path, post(robot, &undone())).unwrap();
+            let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(unix_s);
+            std::fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+        }
+        let mut reports = read(dir.path());
+        assert_eq!(failed(&reports, 8), ["r0", "r1"]);
+        assert_eq!(reports.failures_mut().forget_before(8, judged_unix_s), 0);
+        assert_eq!(failed(&reports, 8), ["r1"]);
+        std::fs::write(dir.path().join("lines"), post("r2", &undone()) + &post("r3", &undone())).unwrap();
+        reports.read_new();
+        assert_eq!(reports.failures_mut().forget_before(8, judged_unix_s), 2, "nothing says when these came");
+    }
+
     /// One file a robot, each post in the place of the one before.
     #[test]
     fn a_post_that_takes_the_place_of_another_is_read_and_one_that_follows_it_too() {
@@ -372,7 +396,7 @@ mod tests {
         reports.read_new();
         assert_eq!(failed(&reports, 8), ["r0", "r1"]);
         // A line more: only that one is new.
-        reports.failures_mut().forget_before(8, 1);
+        assert_eq!(reports.failures_mut().forget_before(8, u64::MAX), 0);
         let mut file = std::fs::File::options().append(true).open(&path).unwrap();
         file.write_all(bad.replace("r0", "r2").as_bytes()).unwrap();
         reports.read_new();

@@ -116,7 +116,19 @@ impl<'a> Watch<'a> {
             if release.halts_lifted_through > known {
                 // A builder of before there was this time has left only that of the file.
                 let judged_unix_s = release.resumed_unix_s.unwrap_or(state.rollout.created_unix_s);
-                self.reports.failures_mut().forget_before(release.serial, judged_unix_s);
+                let serial = release.serial;
+                let undated = self.reports.failures_mut().forget_before(serial, judged_unix_s);
+                if undated > 0 {
+                    // With `--once` each look is a start, and nothing would ever halt it again.
+                    self.reports.warn_as(
+                        "undated",
+                        format!(
+                            "{undated} failures of release {serial} do not say when they came, and count as judged since \
+                             it was resumed: have the server add `received_unix_s` to each post, or keep each in a file \
+                             of its own, or new ones are passed over like these after each start of `rollout watch`"
+                        ),
+                    );
+                }
             }
         }
         self.state = Some((state, Instant::now()));

@@ -8,7 +8,6 @@ use crate::cli::answer::{Failure, failure};
 use crate::cli::drill;
 use crate::cli::mounted::{MountedState, turn_to_renew};
 use crate::cli::other_system::{self, Obstacle, OtherUse, note_switch};
-use crate::cli::update::places::now_unix_s;
 use crate::flash::write::WriteError;
 use crate::jobs::recovery::{RecoveryError, RecoveryJob, RecoveryPartition, SlotStorage};
 use crate::jobs::state::{InstalledRecord, Release};
@@ -16,8 +15,9 @@ use crate::jobs::systems;
 use crate::jobs::update::beside::{switch, write_beside};
 use crate::jobs::update::stage::{OtherParts, stage};
 use crate::jobs::update::standing::UpdateState;
-use crate::jobs::update::{UpdateError, UpdateStore, permission};
+use crate::jobs::update::{UpdateError, UpdateStore, permission, store};
 use crate::machine::config::Config;
+use crate::sys::clock::now_unix_s;
 use crate::sys::special;
 
 impl Round<'_> {
@@ -132,16 +132,28 @@ impl Round<'_> {
         Ok(())
     }
 
+    /// Whether recovery finds the store: it follows no link, and looks at the data partition alone.
+    fn is_seen_by_recovery(&self, mounted: &mut MountedState, release: &Release) -> bool {
+        let store = mounted.mount_data().map(|data| UpdateStore::open(&data, Path::new(store::PATH_ON_DATA)));
+        matches!(store, Ok(Ok(store)) if store.release_id() == release.id())
+    }
+
     /// Asks for the restart, in which recovery applies the release.
     pub(super) fn apply(&mut self, config: &Config, release: &Release) -> Result<Option<Restart>, Failure> {
         // Recovery replays no journal.
         special::flush_file_system(self.store())?;
         let granted = permission::of(release.id(), now_unix_s(), config.update_permit_h);
-        let mounted = MountedState::open(self.options)?;
+        let mut mounted = MountedState::open(self.options)?;
         permission::grant(&mounted.state.boot_env(), granted)?;
+        let is_hidden = self.is_this_machine() && !self.is_seen_by_recovery(&mut mounted, release);
         drop(mounted);
         self.is_asked = true;
         self.set(UpdateState::Requested, &self.next_start());
+        if is_hidden {
+            let hidden = "; recovery does not find it there and needs a network, since it is not on the data partition, or \
+                          a link leads to it";
+            self.standing.sentence += hidden;
+        }
         Ok(self.is_this_machine().then_some(drill::restart as Restart))
     }
 }

@@ -113,12 +113,10 @@ const FIRST_IMAGE_BYTES: u64 = 1_500_000_000;
 /// The first step that fails, with the output of its tool.
 pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &ImageOptions<'_>) -> Result<Description> {
     let directory = recipe.parent().unwrap_or(Path::new(".")).to_owned();
+    named::warn_without_keys(Some(recipe));
     let mut recipe = Recipe::load(recipe)?;
     recipe.files.extend(trusted::of_image(options.keys, &recipe.files)?);
     named::check(&recipe, &directory)?;
-    if let Some(file) = named::without_keys(&recipe, &directory) {
-        eprintln!("  nobody will be able to log in by ssh: {} has no key", file.display());
-    }
     let mut needs = vec![Need::Image];
     needs.extend(recipe.ansible.is_some().then_some(Need::Ansible));
     needs.extend(recipe.source.is_some().then_some(Need::Source));
@@ -128,8 +126,7 @@ pub fn build(paths: &Paths, recipe: &Path, out: &Path, options: &ImageOptions<'_
         "an image is built as root, since its files belong to many users: {}",
         host_packages::as_root()
     );
-    let agent = agent::obtain(paths, options.assume_yes)?;
-    let notices = notices::of_agent(paths)?;
+    let (agent, notices) = (agent::obtain(paths, options.assume_yes)?, notices::of_agent(paths)?);
     let work = paths.work().join("image").join(&recipe.name);
     fs::create_dir_all(&work).with_context(|| format!("create {}", work.display()))?;
     create_parent(out)?;

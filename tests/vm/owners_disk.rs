@@ -27,7 +27,7 @@ fn full_a_data_partition_without_its_name_keeps_no_robot_from_recovering() {
     robot.spoil_on("system", "/padding");
     disk::change_environment(&robot.disk, &[(names::TRIES, "0")]).unwrap();
     let vm = robot.start("nameless-data");
-    expect(&vm, &["has no partition named \"data\"", "reason: tries", "1 is installed", "tiny system 1 is up"]);
+    expect(&vm, &["reason: tries", "has no partition named \"data\"", "1 is installed", "tiny system 1 is up"]);
 }
 
 /// Firmware starts from whichever of two disks it finds first, and GRUB counts on that one, while recovery and system

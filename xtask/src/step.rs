@@ -2,9 +2,9 @@
 //! the output of a tool goes to a log and is shown, with the step's name, only when the tool fails.
 
 use std::ffi::OsStr;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -191,9 +191,11 @@ fn log_file(name: &str) -> Result<(File, PathBuf)> {
     let safe: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     let path = directory.join(format!("{safe}.log"));
     // Command lines of a recipe may have passwords, and addresses of a proxy a login.
-    let _ = std::fs::remove_file(&path);
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-    Ok((file.with_context(|| format!("create {}", path.display()))?, path))
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
+    let file = file.with_context(|| format!("create {}", path.display()))?;
+    // One of before may be open to everybody. It is not made anew: two builds at once use the same names.
+    file.set_permissions(Permissions::from_mode(0o600)).with_context(|| format!("close {}", path.display()))?;
+    Ok((file, path))
 }
 
 /// Name of the tool that a person knows: not that of `unshare`, which only gives it mounts of its own.
@@ -213,16 +215,15 @@ fn line_of(command: &Command) -> String {
 #[cfg(test)]
 mod tests {
     use super::{answer_to, failure, log_file, program_of};
-    use std::os::unix::fs::PermissionsExt;
     use std::process::Command;
 
     /// A `chpasswd` of a recipe, or the login of a proxy.
     #[test]
     fn what_is_in_a_log_is_for_nobody_else() {
         let (_, path) = log_file("who may read").unwrap();
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
         log_file("who may read").unwrap();
-        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::os::unix::fs::PermissionsExt::mode(&path.metadata().unwrap().permissions()) & 0o777, 0o600);
         std::fs::remove_file(&path).unwrap();
     }
 

@@ -115,11 +115,15 @@ fn a_table_of_which_no_copy_is_whole_is_never_made_up() {
 
 #[test]
 fn a_table_that_is_not_a_robots_is_left_alone() {
-    let mut foreign = image(256, 512, &["state", "recovery", "system"]);
+    let mut foreign = image(256, 512, &["state", "recovery", "data"]);
     foreign[512..1024].fill(0);
     assert_eq!(state(&foreign, 512), GptState::Foreign);
-    let twice = image(256, 512, &["state", "recovery", "system", "data", "data"]);
+    let twice = image(256, 512, &["state", "recovery", "system", "system", "data"]);
     assert_eq!(state(&twice, 512), GptState::Foreign);
+    // Nor does its owner's work on data make a robot's disk another one.
+    let mut nameless = image(256, 512, &["state", "recovery", "system", ""]);
+    nameless[512..1024].fill(0);
+    assert!(matches!(state(&nameless, 512), GptState::Damaged(_)));
     // An MBR that a tool made later is the table of the disk.
     let mut mbr = image(256, 512, &NAMES);
     mbr[446 + 4] = 0x83;

@@ -17,12 +17,15 @@ use reflash_release::{OfferedTo, SecretKey, Spec, build, build_for, check, histo
 use xtask::prune::prune;
 use xtask::prune::tree::TreeDirectory;
 use xtask::publish::{Store, StoreLocation, publish};
-use xtask::rollout::{Desk, FailureLimits, HaltKeyChange, Watch};
+use xtask::rollout::{Desk, FailureLimits, FirstRollout, HaltKeyChange, Watch};
 use xtask::serve::{self, ServeOptions};
 
 use crate::station::http;
 use crate::support::server::{TestServer, answer};
 use crate::support::{Fixture, sample_image};
+
+/// A first roll-out on a release without recovery files.
+const ANY: FirstRollout = FirstRollout { allow_no_recovery: true, above: 0 };
 
 /// A channel whose release 1 every robot has, and release 2 is only in the history.
 struct Channel {
@@ -105,7 +108,7 @@ fn old_agents_are_offered_the_same_release_through_a_whole_roll_out() {
     let channel = Channel::new();
     let (desk, key, before) = (&channel.desk, channel.key(), channel.offered());
     assert!(format!("{:#}", desk.state().unwrap_err()).contains("rollout start SERIAL"));
-    desk.start(2, &share(5), &HaltKeyChange::Keep, true, &key).unwrap();
+    desk.start(2, &share(5), &HaltKeyChange::Keep, ANY, &key).unwrap();
     let first = channel.taken();
     assert!((30..70).contains(&count(&first, 2)) && count(&first, 1) + count(&first, 2) == 1000);
     desk.change(&key, |state| state.widen(2, share(25))).unwrap();
@@ -127,7 +130,7 @@ fn old_agents_are_offered_the_same_release_through_a_whole_roll_out() {
     // An old release again gets a serial above all, and waits for its roll-out too.
     let again = history::again(&channel.fixture.tree(), "stable", 1, &key, &[]).unwrap();
     assert_eq!((again.serial, channel.offered()), (4, before.clone()));
-    desk.start(4, &share(5), &HaltKeyChange::Keep, true, &key).unwrap();
+    desk.start(4, &share(5), &HaltKeyChange::Keep, ANY, &key).unwrap();
     let kept: Vec<u64> = desk.state().unwrap().rollout.releases.iter().map(|release| release.serial).collect();
     assert_eq!(kept, [2, 4], "what no robot takes any more is left out");
     // What the roll-out names and what old agents install stays; the rest goes.
@@ -163,10 +166,10 @@ fn a_channel_begins_with_a_release_for_every_robot() {
     assert!(error.contains("no release before it"), "{error}");
     build(&spec("stable"), &key, &empty).unwrap();
     let desk = Desk::new(empty, "stable", None, fixture.keys.clone());
-    let error = format!("{:#}", desk.start(1, &share(5), &HaltKeyChange::Keep, true, &key).unwrap_err());
+    let error = format!("{:#}", desk.start(1, &share(5), &HaltKeyChange::Keep, ANY, &key).unwrap_err());
     assert!(error.contains("every robot is offered release 1 already"), "{error}");
     assert!(
-        format!("{:#}", desk.start(9, &share(5), &HaltKeyChange::Keep, true, &key).unwrap_err())
+        format!("{:#}", desk.start(9, &share(5), &HaltKeyChange::Keep, ANY, &key).unwrap_err())
             .contains("has no release 9")
     );
 }
@@ -201,7 +204,7 @@ fn the_third_report_of_a_failure_halts_the_release_within_a_minute() {
     let channel = Channel::new();
     let halt = keygen::generate(&channel.fixture.dir.path().join("halt"), None).unwrap();
     let line = keygen::load_public(&halt.public).unwrap().lines().nth(1).unwrap().to_owned();
-    channel.desk.start(2, &share(25), &HaltKeyChange::Name(line), true, &channel.key()).unwrap();
+    channel.desk.start(2, &share(25), &HaltKeyChange::Name(line), ANY, &channel.key()).unwrap();
     let posts = channel.fixture.dir.path().join("posts.jsonl");
     let options = ServeOptions { station: true, keep_reports: Some(posts.clone()), ..ServeOptions::default() };
     let server = serve::start_with(&channel.fixture.tree(), SocketAddr::from(([127, 0, 0, 1], 0)), &options).unwrap();
@@ -253,7 +256,7 @@ fn the_third_report_of_a_failure_halts_the_release_within_a_minute() {
 #[test]
 fn the_release_of_every_robot_is_halted_only_while_nothing_newer_is_rolled_out() {
     let channel = Channel::new();
-    channel.desk.start(2, &share(25), &HaltKeyChange::Keep, true, &channel.key()).unwrap();
+    channel.desk.start(2, &share(25), &HaltKeyChange::Keep, ANY, &channel.key()).unwrap();
     let posts = channel.fixture.dir.path().join("posts.jsonl");
     let write = |serial| {
         let lines = (1..=5).flat_map(|robot| [failure_of(robot, serial), b"\n".to_vec()]);
@@ -283,7 +286,7 @@ fn halt_at_once(desks: &[Desk], key: &(dyn Fn() -> SecretKey + Sync)) {
 #[test]
 fn two_halts_at_the_same_moment_are_both_kept() {
     let channel = Channel::new();
-    channel.desk.start(2, &share(5), &HaltKeyChange::Keep, true, &channel.key()).unwrap();
+    channel.desk.start(2, &share(5), &HaltKeyChange::Keep, ANY, &channel.key()).unwrap();
     let desks = [(); 2].map(|()| Desk::new(channel.fixture.tree(), "stable", None, channel.fixture.keys.clone()));
     for _ in 0..10 {
         halt_at_once(&desks, &|| channel.key());
@@ -361,7 +364,7 @@ fn two_computers_do_not_overwrite_each_other_in_a_store_that_knows_conditions() 
             Desk::new(tree, "stable", Some(store), channel.fixture.keys.clone())
         };
         let first = Desk { tree: channel.fixture.tree(), ..desk(0) };
-        first.start(2, &share(5), &HaltKeyChange::Keep, true, &channel.key()).unwrap();
+        first.start(2, &share(5), &HaltKeyChange::Keep, ANY, &channel.key()).unwrap();
         assert_eq!(stored.lock().unwrap().conditional > 0, knows_conditions);
         let halted = || {
             let mut halted: Vec<u64> = first.state().unwrap().halts.halted.iter().map(|halt| halt.serial).collect();
@@ -400,7 +403,7 @@ fn another_release_does_not_take_the_place_of_the_one_that_has_its_serial() {
     let publish = || publish(&tree, "stable", keys, &[], &store());
     assert!(publish().unwrap().manifest_sent && !publish().unwrap().manifest_sent);
     let desk = |tree: PathBuf| Desk::new(tree, "stable", Some(store()), keys.clone());
-    let start = || desk(tree.clone()).start(2, &share(5), &HaltKeyChange::Keep, true, &channel.key());
+    let start = || desk(tree.clone()).start(2, &share(5), &HaltKeyChange::Keep, ANY, &channel.key());
     start().unwrap();
     let there = stored.lock().unwrap().objects.clone();
     std::fs::rename(&tree, tree.with_extension("first")).unwrap();
@@ -413,14 +416,30 @@ fn another_release_does_not_take_the_place_of_the_one_that_has_its_serial() {
     assert_eq!(stored.lock().unwrap().objects, there);
 }
 
+/// Tree and store are lost, and robots take no roll-out below the one that they saw.
+#[test]
+fn a_roll_out_that_is_begun_anew_goes_on_above_the_number_that_robots_saw() {
+    let channel = Channel::new();
+    let (desk, key) = (&channel.desk, channel.key());
+    desk.start(2, &share(5), &HaltKeyChange::Keep, FirstRollout { above: 7, ..ANY }, &key).unwrap();
+    let state = desk.state().unwrap();
+    assert_eq!((state.rollout.counter, state.halts.counter), (8, 8));
+    desk.change(&key, |state| state.pause(2)).unwrap();
+    assert_eq!(desk.state().unwrap().rollout.counter, 8 + 1);
+    channel.release(OfferedTo::NobodyYet, 3).unwrap();
+    let again = desk.start(3, &share(5), &HaltKeyChange::Keep, FirstRollout { above: 20, ..ANY }, &key).unwrap_err();
+    assert!(again.to_string().contains("there is one, with number 9"), "{again}");
+}
+
 /// Robots whose agent knows no roll-outs stay at the release where a channel begins with them.
 #[test]
 fn a_roll_out_begins_on_a_release_that_renews_the_recovery_and_a_later_one_takes_its_place() {
     let channel = Channel::new();
     let (desk, key) = (&channel.desk, channel.key());
-    let error = format!("{:#}", desk.start(2, &share(5), &HaltKeyChange::Keep, false, &key).unwrap_err());
+    let error =
+        format!("{:#}", desk.start(2, &share(5), &HaltKeyChange::Keep, FirstRollout::default(), &key).unwrap_err());
     assert!(error.contains("release 1 has no recovery files") && error.contains("--allow-no-recovery"), "{error}");
-    desk.start(2, &share(100), &HaltKeyChange::Keep, true, &key).unwrap();
+    desk.start(2, &share(100), &HaltKeyChange::Keep, ANY, &key).unwrap();
     let refused = |serial| format!("{:#}", desk.step_to(serial).unwrap_err());
     assert!(refused(2).contains("has no recovery files"));
     let file = |name: &str| {
@@ -431,7 +450,7 @@ fn a_roll_out_begins_on_a_release_that_renews_the_recovery_and_a_later_one_takes
     let files = ["vmlinuz", "initramfs.img", "grub.cfg"].map(file).to_vec();
     assert_eq!(channel.release_with(OfferedTo::NobodyYet, 3, files).unwrap(), 3);
     assert!(refused(3).contains("has no release 3"));
-    desk.start(3, &share(5), &HaltKeyChange::Keep, false, &key).unwrap();
+    desk.start(3, &share(5), &HaltKeyChange::Keep, FirstRollout::default(), &key).unwrap();
     assert!(refused(3).contains("is not for every robot"));
     desk.change(&key, |state| state.widen(3, share(100))).unwrap();
     desk.step_to(3).unwrap();

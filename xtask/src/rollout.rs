@@ -23,7 +23,10 @@ use crate::publish::{Store, location};
 use crate::release::rollout::{ChannelPlace, RolloutState, TreePlace, Unsigned};
 use crate::release::{DEFAULT_CHANNEL, keygen};
 use crate::trusted;
-pub use desk::{Desk, HaltKeyChange};
+pub use desk::{Desk, FirstRollout, HaltKeyChange};
+
+/// Highest number that `--above` takes: what is above was no count of changes.
+const MAX_ABOVE: u64 = 1_000_000;
 pub use failures::Failures;
 pub use reports::Reports;
 pub use terms::{LiftedArgs, TermsArgs};
@@ -101,6 +104,10 @@ pub enum RolloutAction {
         /// roll-outs stay at it for ever.
         #[arg(long)]
         allow_no_recovery: bool,
+        /// Number that the files of the first roll-out of a channel begin above, where those before are lost: robots
+        /// take none below the ones that they saw, and name that number.
+        #[arg(long, value_name = "NUMBER", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=MAX_ABOVE))]
+        above: u64,
         /// Robots, times and facts.
         #[command(flatten)]
         terms: TermsArgs,
@@ -200,8 +207,9 @@ pub fn run(args: RolloutArgs, paths: &Paths) -> Result<()> {
     let desk = open(&options, paths)?;
     let key = || keygen::load_secret(needed(options.key.as_deref(), "--key", "keys.secret")?);
     match action {
-        RolloutAction::Start { serial, halt_key, allow_no_recovery, terms } => {
-            desk.start(serial, &terms.parse()?, &halt_key.change()?, allow_no_recovery, &key()?)?;
+        RolloutAction::Start { serial, halt_key, allow_no_recovery, above, terms } => {
+            let begin = FirstRollout { allow_no_recovery, above };
+            desk.start(serial, &terms.parse()?, &halt_key.change()?, begin, &key()?)?;
         }
         RolloutAction::Widen { serial, halt_key, terms, lifted } => {
             let (terms, halt_key) = (lifted.of(terms.parse()?), halt_key.change()?);

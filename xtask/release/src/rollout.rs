@@ -30,17 +30,18 @@ pub struct RolloutState {
 }
 
 impl RolloutState {
-    /// The first roll-out of a channel: its releases so far are for every robot.
+    /// The first roll-out of a channel: its releases so far are for every robot. The numbers of both files begin above
+    /// `above`.
     #[must_use]
-    pub fn first(manifest: &Manifest, signed_manifest: &[u8]) -> Self {
+    pub fn first(manifest: &Manifest, signed_manifest: &[u8], above: u64) -> Self {
         let base = staged(manifest, signed_manifest, vec![RobotGroup { share_ppm: ALL_PPM, ..RobotGroup::default() }]);
         let (product, channel) = (manifest.product.clone(), manifest.channel.clone());
-        let halts = Self::no_halts(&product, &channel);
+        let halts = Halts { counter: above, ..Self::no_halts(&product, &channel) };
         let rollout = Rollout {
             format: FORMAT,
             product,
             channel,
-            counter: 0,
+            counter: above,
             created_unix_s: 0,
             halt_key: None,
             releases: vec![base],
@@ -262,7 +263,7 @@ mod tests {
 
     #[test]
     fn a_roll_out_only_grows_and_the_release_before_stays() {
-        let mut state = RolloutState::first(&manifest(7), b"seven");
+        let mut state = RolloutState::first(&manifest(7), b"seven", 0);
         let fact = |least| FactCondition { name: "battery".into(), at_least: Some(least), is: None };
         state.start(&manifest(8), b"eight", RolloutTerms { facts: vec![fact(60)], ..share(5) }).unwrap();
         let wrong = |result: anyhow::Result<()>| format!("{:#}", result.unwrap_err());
@@ -321,7 +322,7 @@ mod tests {
         let mut keys = TrustedKeys::default();
         keys.add("k", &keygen::load_public(&release.public).unwrap()).unwrap();
         let place = TreePlace(dir.path().join("tree"));
-        let mut state = RolloutState::first(&manifest(7), b"seven");
+        let mut state = RolloutState::first(&manifest(7), b"seven", 0);
         state.rollout.halt_key = Some(keygen::load_public(&halt.public).unwrap().lines().nth(1).unwrap().to_owned());
         state.start(&manifest(8), b"eight", share(5)).unwrap();
         assert!(load(&place, "stable", &keys).unwrap().is_none());

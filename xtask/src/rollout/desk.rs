@@ -45,6 +45,15 @@ pub enum HaltKeyChange {
     Remove,
 }
 
+/// Terms on which the first roll-out of a channel is begun.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FirstRollout {
+    /// Whether it may begin on a release that does not renew the recovery.
+    pub allow_no_recovery: bool,
+    /// Number that its files begin above: that of files that are lost, and that robots have seen.
+    pub above: u64,
+}
+
 impl HaltKeyChange {
     pub(super) fn apply(&self, state: &mut RolloutState) {
         match self {
@@ -89,7 +98,7 @@ impl Desk {
     }
 
     /// Begins the roll-out of a release of the tree. The first one of a channel needs a release before it that renews
-    /// the recovery of today's robots, unless `allow_no_recovery`.
+    /// the recovery of today's robots, unless `begin` allows to do without.
     ///
     /// # Errors
     /// When the release is not whole, or cannot be added.
@@ -98,15 +107,22 @@ impl Desk {
         serial: u64,
         terms: &RolloutTerms,
         halt_key: &HaltKeyChange,
-        allow_no_recovery: bool,
+        begin: FirstRollout,
         key: &SecretKey,
     ) -> Result<()> {
         let (manifest, signed) = manifest_of(&self.tree(), &self.channel, Some(serial), &self.keys)?;
         self.refuse_offered(serial)?;
         step(&format!("check every object of release {serial}"), || check::check_objects(&self.tree, &manifest))?;
         let first = match load_to_change(&*self.place(), &self.channel, &self.keys, Unsigned::Refused)? {
-            Some(_) => None,
-            None => Some(self.first(allow_no_recovery)?),
+            Some(there) => {
+                ensure!(
+                    begin.above == 0,
+                    "--above is for the first roll-out of a channel, and there is one, with number {}",
+                    there.rollout.counter
+                );
+                None
+            }
+            None => Some(self.first(begin)?),
         };
         publication::send(self.store.as_ref(), &self.tree, &manifest)?;
         self.edit(key, Unsigned::Refused, |before| {
@@ -137,18 +153,18 @@ impl Desk {
     }
 
     /// The roll-out with nothing but the release that every robot has.
-    fn first(&self, allow_no_recovery: bool) -> Result<RolloutState> {
+    fn first(&self, begin: FirstRollout) -> Result<RolloutState> {
         let (offered, signed) = manifest_of(&self.tree(), &self.channel, None, &self.keys)
             .context("look for the release that robots have before the first roll-out")?;
         ensure!(
-            allow_no_recovery || renews_recovery(&offered),
+            begin.allow_no_recovery || renews_recovery(&offered),
             "release {} has no recovery files. Robots whose agent knows no roll-outs would stay at it for ever, since \
              manifest.json stays there; offer one to every robot first that was made with --recovery, or name \
              --allow-no-recovery where every robot knows roll-outs",
             offered.serial
         );
         publication::send(self.store.as_ref(), &self.tree, &offered)?;
-        Ok(RolloutState::first(&offered, &signed))
+        Ok(RolloutState::first(&offered, &signed, begin.above))
     }
 
     /// Changes the roll-out, and signs it. The change may be made several times, each on what is there by then.

@@ -88,7 +88,7 @@ impl Lab {
         let mut keys = TrustedKeys::default();
         keys.add("release", &line).unwrap();
         let lab = Self { place: Watched::default(), keys, release, halt: [pair("ha"), pair("hb")] };
-        let mut state = RolloutState::first(&manifest(1), b"1");
+        let mut state = RolloutState::first(&manifest(1), b"1", 0);
         start(&mut state, 2, 5);
         state.rollout.halt_key = Some(lab.halt[0].1.clone());
         replace(&lab.place, None, &mut state, &lab.release, &lab.keys).unwrap();
@@ -255,7 +255,7 @@ fn a_first_roll_out_that_was_cut_is_begun_again() {
     for writes in 0..4 {
         lab.place.files.borrow_mut().clear();
         let first = || {
-            let mut state = RolloutState::first(&manifest(1), b"1");
+            let mut state = RolloutState::first(&manifest(1), b"1", 0);
             start(&mut state, 2, 5);
             replace(&lab.place, None, &mut state, &lab.release, &lab.keys)
         };
@@ -308,13 +308,13 @@ fn a_copy_never_lets_a_halted_release_go_on() {
 /// A time that has come is no condition any more, so that what is older is left out.
 #[test]
 fn releases_with_times_that_are_past_do_not_fill_the_roll_out() {
-    let mut state = RolloutState::first(&manifest(1), b"1");
+    let mut state = RolloutState::first(&manifest(1), b"1", 0);
     for serial in 2..=50 {
         let terms = RolloutTerms { not_before_unix_s: Some(1_700_000_000), ..share(100) };
         state.start(&manifest(serial), serial.to_string().as_bytes(), terms).unwrap();
         assert!(state.rollout.releases.len() <= 3, "{serial}");
     }
-    let mut state = RolloutState::first(&manifest(1), b"1");
+    let mut state = RolloutState::first(&manifest(1), b"1", 0);
     let later = || RolloutTerms { not_before_unix_s: Some(1 << 40), ..share(100) };
     let begin =
         |state: &mut RolloutState, serial: u64| state.start(&manifest(serial), serial.to_string().as_bytes(), later());

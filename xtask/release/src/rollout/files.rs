@@ -139,12 +139,16 @@ pub fn replace(
     keys: &TrustedKeys,
 ) -> Result<()> {
     let is_release_key = keys.authenticate(Vec::new(), &signature(&[], key, "a look at the key")?).is_ok();
-    if before.is_none() {
-        // They are left over from a first roll-out that was cut before there was one.
-        let left_over = Pair::read(place, &halts_path(&after.rollout.channel))?.number();
-        after.halts.counter = left_over.filter(|number| *number <= MAX_BELIEVED).unwrap_or_default();
-    }
-    let known_halts = before.map_or(after.halts.counter, |before| before.halts.counter);
+    let known_halts = match before {
+        Some(before) => before.halts.counter,
+        None => {
+            // They are left over from a first roll-out that was cut before there was one.
+            let left_over = Pair::read(place, &halts_path(&after.rollout.channel))?.number();
+            let left_over = left_over.filter(|number| *number <= MAX_BELIEVED).unwrap_or_default();
+            after.halts.counter = after.halts.counter.max(left_over);
+            left_over
+        }
+    };
     if is_release_key {
         if let Some(before) = before {
             retire(place, before, after, key, keys)?;

@@ -40,7 +40,7 @@ impl Channel {
         let this = Self::without_rollout();
         let tree = this.place();
         let (one, signed) = manifest_of(&tree, CHANNEL, None, &this.fixture.keys).unwrap();
-        let mut state = RolloutState::first(&one, &signed);
+        let mut state = RolloutState::first(&one, &signed, 0);
         let (two, signed) = manifest_of(&tree, CHANNEL, Some(2), &this.fixture.keys).unwrap();
         let group = RobotGroup { share_ppm: percent * 10_000, ..RobotGroup::default() };
         state.start(&two, &signed, RolloutTerms { groups: vec![group], ..RolloutTerms::default() }).unwrap();

@@ -274,8 +274,8 @@ pub static COMMANDS: &[CommandRow] = &[
         summary: "start recovery, or offer a factory reset, at the next boot",
         about: &[
             "Makes the next boot, and only that one, start recovery.",
-            "An undo needs no network, unless `reflash status` says that something is missing. It also says which release it leads back to, or why there is none. The release \
-             that is taken back is refused from then on: it is not chosen again by itself. \"Recover/Reflash\" in the boot \
+            "An undo needs no network, unless `reflash status` says that something is missing. It also says which release it \
+             leads back to, or why there is none. The release that is taken back is refused from then on: it is not chosen again by itself. \"Recover/Reflash\" in the boot \
              menu, and --serial, lift that.",
             "To erase everything, start the machine from a boot medium (`reflash-build media`) or use `reflash provision`: from its \
              own disk a machine cannot do that and survive a power cut.",

@@ -10,7 +10,6 @@ use std::fs;
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
@@ -20,6 +19,7 @@ use super::answer::{Exit, Failure, complain, failure, print};
 use super::mounted::MountedState;
 use super::options::Options;
 use crate::pid1::system::plan::etc_changes;
+use crate::sys::clock::now_unix_s;
 use crate::sys::files;
 
 /// The image's `/etc`.
@@ -70,10 +70,6 @@ fn remember(image: &Path, machine: &Path, record: &Path, now_unix_s: u64) -> io:
     file.write_all(next.text().as_bytes())?;
     file.sync_all()?;
     fs::rename(new, record)
-}
-
-fn now_unix_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// Looks through the machine's own layer, which only root can mount.

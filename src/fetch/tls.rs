@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -15,6 +15,7 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStor
 use super::error::{FetchError, FetchErrorKind};
 use super::roots;
 use crate::machine::clock::{CertificateTime, ClockPolicy, Judgement, Refusals, Start, Validity};
+use crate::sys::clock::now_unix_s;
 use crate::sys::thread::lock;
 
 /// A function that reads a clock: seconds since 1970.
@@ -69,13 +70,13 @@ impl ClockState {
 impl CertificateClock {
     /// A clock that stays as it is, for a running system: a certificate that disagrees with it is an error.
     pub fn fixed() -> Self {
-        Self::new(Box::new(system_time), None, ClockPolicy::new(0, None))
+        Self::new(Box::new(now_unix_s), None, ClockPolicy::new(0, None))
     }
 
     /// The system's clock, moved through `set` where the policy says so, for the recovery system, where nothing else
     /// keeps time.
     pub fn adjustable(policy: ClockPolicy, set: SetClock) -> Self {
-        Self::new(Box::new(system_time), Some(set), policy)
+        Self::new(Box::new(now_unix_s), Some(set), policy)
     }
 
     /// A clock with every part given.
@@ -119,11 +120,6 @@ impl CertificateClock {
             set(target);
         }
     }
-}
-
-fn system_time() -> u64 {
-    // Before 1970 is as wrong as 1970.
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// The disagreement with the clock that a certificate error is about, if it is about one.

@@ -6,38 +6,56 @@ use zstd::stream::read::Decoder;
 
 use super::target::{BlockTarget, CopyError, copy_blocks};
 
-/// Writes the template that `open` opens to the beginning of a partition. The rest of it is discarded, where the device
-/// does that.
-///
-/// # Errors
-/// The error of the template, before anything is written, or of the device.
-pub fn write<R: Read>(open: impl Fn() -> io::Result<R>, target: &dyn BlockTarget) -> io::Result<()> {
-    // A template that has lost a block is found out before anything is written over.
-    let bytes = whole_bytes(&open)?;
-    if bytes > target.size_bytes() {
-        let what = format!("the template has {bytes} bytes, and the partition {}", target.size_bytes());
-        return Err(io::Error::new(io::ErrorKind::StorageFull, what));
-    }
-    let _ = target.discard(0..target.size_bytes());
-    copy_blocks(Decoder::new(open()?)?, target, 0).map_err(|error| match error {
-        CopyError::Read(error) | CopyError::Write(error) => error,
-    })?;
-    target.flush()
+/// A template that was read once as a whole: one that has lost a block is found out before anything is written over.
+#[derive(Debug)]
+pub struct WholeTemplate<F> {
+    open: F,
+    /// Size once it is decompressed, bytes.
+    bytes: u64,
 }
 
-/// Reads the whole template that `open` opens, and returns its size once it is decompressed, bytes.
-///
-/// # Errors
-/// The error of the template.
-pub fn whole_bytes<R: Read>(open: impl Fn() -> io::Result<R>) -> io::Result<u64> {
-    io::copy(&mut Decoder::new(open()?)?, &mut io::sink())
+impl<R: Read, F: Fn() -> io::Result<R>> WholeTemplate<F> {
+    /// Reads the template that `open` opens.
+    ///
+    /// # Errors
+    /// The error of the template.
+    pub fn read(open: F) -> io::Result<Self> {
+        let bytes = io::copy(&mut Decoder::new(open()?)?, &mut io::sink())?;
+        Ok(Self { open, bytes })
+    }
+
+    /// Writes the template to the beginning of a partition. The rest of it is discarded, where the device does that.
+    ///
+    /// # Errors
+    /// The partition is too small, or the error of the device.
+    pub fn write(&self, target: &dyn BlockTarget) -> io::Result<()> {
+        let bytes = self.bytes;
+        if bytes > target.size_bytes() {
+            let what = format!("the template has {bytes} bytes, and the partition {}", target.size_bytes());
+            return Err(io::Error::new(io::ErrorKind::StorageFull, what));
+        }
+        let _ = target.discard(0..target.size_bytes());
+        self.write_over(target)
+    }
+
+    /// Writes the template to the beginning of a partition, and leaves the rest of it as it is: where that fails, what
+    /// was there before may still serve.
+    ///
+    /// # Errors
+    /// The error of the device.
+    pub fn write_over(&self, target: &dyn BlockTarget) -> io::Result<()> {
+        copy_blocks(Decoder::new((self.open)()?)?, target, 0).map_err(|error| match error {
+            CopyError::Read(error) | CopyError::Write(error) => error,
+        })?;
+        target.flush()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs::File;
 
-    use super::write;
+    use super::WholeTemplate;
     use crate::flash::target::DeviceTarget;
 
     #[test]
@@ -53,7 +71,7 @@ mod tests {
         let try_with = |bytes: &[u8]| {
             std::fs::write(&template, bytes).unwrap();
             std::fs::write(&data, &before).unwrap();
-            write(|| File::open(&template), &DeviceTarget::open(&data).unwrap())
+            WholeTemplate::read(|| File::open(&template))?.write(&DeviceTarget::open(&data).unwrap())
         };
         for lost in (0..whole.len() / 4096).step_by(9) {
             let mut damaged = whole.clone();

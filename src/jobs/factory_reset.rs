@@ -9,7 +9,7 @@ use std::io::{self, Read};
 use crate::boot::env::{BootEnv, BootEnvError};
 use crate::boot::grubenv::names;
 use crate::flash::target::BlockTarget;
-use crate::flash::template;
+use crate::flash::template::WholeTemplate;
 
 /// Evidence that a person confirmed the reset.
 #[derive(Debug)]
@@ -69,22 +69,21 @@ pub fn run<R: Read>(
     template: impl Fn() -> io::Result<R>,
 ) -> Result<(), ResetError> {
     // One that has lost a block is found out before anything is begun.
-    template::whole_bytes(&template).map_err(ResetError::Template)?;
+    let template = WholeTemplate::read(template).map_err(ResetError::Template)?;
     env.update(&[(names::RESET, Some("1")), (names::RECOVERING, Some("1"))])?;
     // The template covers its own blocks only. A drive that cannot discard the rest keeps it until the new file system
     // needs the space, and only a reader of the raw partition can see it; writing zeros over all of it would take hours
     // on a large disk.
-    template::write(template, data).map_err(|source| ResetError::Disk { disk: data.identity(), source })?;
+    template.write(data).map_err(|source| ResetError::Disk { disk: data.identity(), source })?;
     // Tries and counts stay as they were: nothing was learned about the system.
-    Ok(env.update(&[(names::RESET, None), (names::RECOVERING, None)])?)
+    Ok(end(env)?)
 }
 
-/// Gives a reset up that has failed too often: the system works without its data, and never starts again before this
-/// ends.
+/// Ends a reset, also one that has failed too often: the system works without its data, and never starts again before.
 ///
 /// # Errors
 /// The environment cannot be written.
-pub fn give_up(env: &BootEnv) -> Result<(), BootEnvError> {
+pub fn end(env: &BootEnv) -> Result<(), BootEnvError> {
     env.update(&[(names::RESET, None), (names::RECOVERING, None)])
 }
 

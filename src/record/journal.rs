@@ -7,11 +7,12 @@ use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Mutex, MutexGuard};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use crate::record::event::{Entry, Event, Subscriber};
 use crate::record::progress::{Bytes, Done, Meter};
 use crate::record::wire;
+use crate::sys::clock::now_unix_s;
 use crate::sys::thread::lock;
 
 pub use crate::record::event::Phase;
@@ -257,7 +258,7 @@ impl Sinks {
     }
 
     fn event(&mut self, event: Event<'_>) {
-        let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let unix_s = now_unix_s();
         let entry = Entry { unix_s, phase: self.phase, event };
         self.subscribers.iter().for_each(|subscriber| subscriber(&entry));
         let Some(line) = wire::log_line(&entry) else { return };

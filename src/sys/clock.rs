@@ -11,7 +11,7 @@ pub fn now() -> SystemTime {
     SystemTime::now()
 }
 
-/// Seconds since 1970, by the system clock.
+/// Seconds since 1970, by the system clock. 0 before: that is as wrong as 1970.
 pub fn now_unix_s() -> u64 {
     now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 use super::slot_files::Thoroughness;
 use crate::chain::chain;
 use crate::flash::target::DeviceTarget;
-use crate::flash::template;
+use crate::flash::template::WholeTemplate;
 use crate::jobs::site_copy::{CONFIG, SiteCopy};
 use crate::jobs::state::{make_directory, replace_durably};
 use crate::release::bootstrap_names as names;
@@ -33,7 +33,8 @@ pub(super) fn make(device: &Path, copy: &SiteCopy, fetch: &FetchFiles<'_>) -> Re
     }
     let file_system = fetch(&[names::RECOVERY.to_owned()])?.pop().unwrap_or_default();
     let target = DeviceTarget::open(device).map_err(|error| chain(&error))?;
-    template::write(|| Ok(file_system.as_slice()), &target).map_err(|error| error.to_string())
+    let whole = WholeTemplate::read(|| Ok(file_system.as_slice())).map_err(|error| error.to_string())?;
+    whole.write(&target).map_err(|error| error.to_string())
 }
 
 /// The templates that were on the partition at `root` and cannot be used any more.

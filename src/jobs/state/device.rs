@@ -11,8 +11,8 @@ use std::time::Duration;
 use crate::boot::env::{BootEnvError, LoadedEnv};
 use crate::boot::grubenv::GrubEnv;
 use crate::chain::chain;
-use crate::flash::target::{BlockTarget, CopyError, DeviceTarget, copy_blocks};
-use crate::flash::template;
+use crate::flash::target::DeviceTarget;
+use crate::flash::template::WholeTemplate;
 use crate::jobs::floor::FILE as FLOOR;
 use crate::jobs::mend::pieces::BootPieces;
 use crate::jobs::state::installed::{FIRST, MAX_GOOD_BYTES, SECOND};
@@ -131,12 +131,8 @@ impl StateDevice<'_> {
     }
 
     fn make(&self) -> io::Result<()> {
-        // Read once as a whole before anything is written.
-        template::whole_bytes(|| files::open(self.template))?;
-        let template = zstd::stream::read::Decoder::new(files::open(self.template)?)?;
-        let target = DeviceTarget::open(self.partition).map_err(io::Error::other)?;
-        copy_blocks(template, &target, 0).map_err(|(CopyError::Read(source) | CopyError::Write(source))| source)?;
-        target.flush()
+        let template = WholeTemplate::read(|| files::open(self.template))?;
+        template.write_over(&DeviceTarget::open(self.partition).map_err(io::Error::other)?)
     }
 
     /// Uses the mounted partition as a recovery will: a file system can mount whose inode of grubenv is lost, which

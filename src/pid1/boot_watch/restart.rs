@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use super::policy::Cause;
 use super::terms::WrittenTerms;
@@ -16,6 +16,7 @@ use crate::jobs::pause;
 use crate::jobs::state::StatePartition;
 use crate::record::event::{Entry, Event};
 use crate::record::wire;
+use crate::sys::clock::now_unix_s;
 use crate::sys::companion::{self, Handles};
 use crate::sys::mount::{self, Mount};
 use crate::sys::power;
@@ -133,7 +134,7 @@ fn write_to(state: &StatePartition, cause: Cause, text: &str, counted: bool) -> 
         // Without a try GRUB would go to recovery, which knows no more than before. One is enough to see.
         let _ = boot_env.update(&[(names::TRIES, Some("1"))]);
     }
-    let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let unix_s = now_unix_s();
     if let (Some(line), Ok(mut events)) =
         (wire::log_line(&Entry { unix_s, phase: None, event: Event::Warning(text) }), state.open_events())
     {

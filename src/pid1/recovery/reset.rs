@@ -7,13 +7,13 @@ use super::ending::NextState;
 use super::error::SetupError;
 use super::robot_disk::STATE;
 use super::setup::Setup;
+use super::undo::restart_may_help;
 use crate::chain::chain;
 use crate::disk::roles::Role;
 use crate::flash::target::DeviceTarget;
 use crate::jobs::factory_reset::{self, Confirmed};
 use crate::pid1::system::forget_saved;
 use crate::pid1::{console, worker};
-use crate::record::blackbox::{AttemptOutcome, Recorder};
 use crate::sys::{self, files};
 
 /// Time to answer each question. Without an answer the machine goes back to work.
@@ -44,13 +44,10 @@ pub(super) fn renew(setup: &Setup, confirmed: Confirmed) -> Result<NextState, Se
         Ok(next) => return Ok(next),
         Err(error) => error,
     };
-    setup.finish(AttemptOutcome::Failed);
-    let failures = setup.recorder.as_ref().map(Recorder::failures_in_a_row);
-    // Where nothing counts how often, it would be for ever.
-    if failures.is_some_and(|failures| failures <= setup.config.recoveries) {
+    if restart_may_help(setup) {
         return Err(error);
     }
-    factory_reset::give_up(&setup.disk.state.boot_env())?;
+    factory_reset::end(&setup.disk.state.boot_env())?;
     let why = chain(&error);
     Ok(NextState::Reboot(format!(
         "the factory reset is given up: {why}; starting the system with what is left of data"

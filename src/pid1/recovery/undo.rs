@@ -80,9 +80,10 @@ pub(super) fn run(
     }
 }
 
-/// Whether a restart may cure the disk on which an undo failed, as one that hung: a few times, since everything that is
-/// needed lies on it, and a server may never be there. Not where nothing counts how often: it would be for ever.
-fn restart_may_help(setup: &Setup) -> bool {
+/// Whether a restart may cure the disk on which an undo or a factory reset failed, as one that hung: a few times, since
+/// everything that is needed lies on it, and a server may never be there. Not where nothing counts how often: it would
+/// be for ever.
+pub(super) fn restart_may_help(setup: &Setup) -> bool {
     setup.finish(AttemptOutcome::Failed);
     setup.recorder.as_ref().is_some_and(|recorder| recorder.failures_in_a_row() <= setup.config.recoveries)
 }

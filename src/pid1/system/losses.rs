@@ -3,7 +3,7 @@
 
 use std::io::{self, Write};
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use super::error::SysrootError;
 use super::plan::BootPlaces;
@@ -13,6 +13,7 @@ use crate::record::blackbox::BlackBox;
 use crate::record::event::{Entry, Event};
 use crate::record::start::StartRecord;
 use crate::record::wire;
+use crate::sys::clock::now_unix_s;
 use crate::sys::mount::{self, Mount};
 
 /// Time for the disk to take a few lines.
@@ -40,7 +41,7 @@ fn append(state: &StatePartition, lines: &str) -> io::Result<()> {
 
 /// The lines of the log. The clock is that of the hardware, which may be wrong.
 fn lines(record: &StartRecord) -> String {
-    let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let unix_s = now_unix_s();
     let begin = match record.safe_start {
         Some(number) => format!("safe start {number}"),
         None => "start of the system".to_owned(),

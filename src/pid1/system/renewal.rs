@@ -24,7 +24,7 @@ use super::take::answer_within;
 use crate::chain::chain;
 use crate::disk::filesystem::{Ext4Life, ext4_life};
 use crate::flash::target::{AlignedBuf, BlockTarget, DeviceTarget};
-use crate::flash::template;
+use crate::flash::template::WholeTemplate;
 use crate::record::start::{DataUse, StartRecord};
 use crate::release::digest::{BLOCK_SIZE_BYTES, hex};
 use crate::sys::mount::{self, Mount};
@@ -208,7 +208,8 @@ impl<'a> DataRenewal<'a> {
             let target = DeviceTarget::open(&device)
                 .map_err(|error| SysrootError::file("write to the data partition")(io::Error::other(error)))?;
             Mount::device(&recovery, "ext4").read_only().no_load().data_only().on(&at)?;
-            let written = template::write(|| files::open(&at.join(TEMPLATE)), &target);
+            let written =
+                WholeTemplate::read(|| files::open(&at.join(TEMPLATE))).and_then(|whole| whole.write(&target));
             let _ = mount::unmount(&at);
             written.map_err(SysrootError::file("make the data partition anew"))
         });

@@ -96,7 +96,7 @@ fn open_data(parts: &RootParts<'_>, record: &mut StartRecord) -> DataUse {
         }
     };
     let used = open(record);
-    if data::foreign(device).is_some() {
+    if used == DataUse::Lost && data::foreign(device).is_some() {
         return used;
     }
     renewal.after(used, record, open).unwrap_or_else(|error| {

@@ -3,12 +3,13 @@
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use super::{Attempt, AttemptOutcome, BlackBox, DrillRecord, PhaseRecord, RefusedRelease, keep_last};
 use crate::record::event::{Entry, Event, Phase, cut};
 use crate::record::journal::Journal;
 use crate::record::wire::millis;
+use crate::sys::clock::now_unix_s;
 use crate::sys::thread::lock;
 
 /// A network that is down warns every few seconds for hours: that must not wear out the disk.
@@ -144,7 +145,7 @@ impl Attempt {
             agent: env!("CARGO_PKG_VERSION").to_owned(),
             reason: reason.to_owned(),
             requested,
-            started_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            started_unix_s: now_unix_s(),
             ..Self::default()
         }
     }
